@@ -1,0 +1,1 @@
+"""The LMDB store: format, reader, writer, sources. No torch here."""

@@ -1,0 +1,1 @@
+"""The trainer's parts; main.py puts them together."""

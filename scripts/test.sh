@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The project's checks: makes .venv on first use, then runs ruff and pytest.
+#   bash scripts/test.sh [pytest options]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ ! -x .venv/bin/python ]; then
+    "${PYTHON:-python3}" -m venv .venv
+fi
+# Installing again takes a second when nothing changed, and picks up a changed pyproject.toml.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+exec .venv/bin/python -m pytest "$@"
