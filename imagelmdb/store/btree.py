@@ -1,0 +1,240 @@
+"""The B-trees of an LMDB file, walked page by page without liblmdb, all nodes of a level at once in numpy.
+
+The layout is LMDB 0.9's data version 1 as 64-bit little-endian machines write it (terms from mdb.c):
+
+    page         u64 pgno; u16 pad, flags, lower, upper; u16 node offsets up to lower; nodes from upper on
+    branch node  u16 lo, hi, top (the child's pgno), key size; key
+    leaf node    u16 lo, hi (data size), flags, key size; key; data, or the u64 pgno of an overflow run
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .format import StoreError
+
+PAGE_HEADER = 16  # bytes
+NODE_HEADER = 8
+NO_PAGE = 2**64 - 1  # the root of an empty tree
+MAX_DEPTH = 32  # of liblmdb's cursors
+BATCH = 512  # leaf pages checked at once: tens of MB of indices
+
+BRANCH, LEAF, OVERFLOW = 1, 2, 4  # page flags
+INLINE, BIG, SUB = 0, 1, 2  # leaf node flags: data here, on overflow pages, a named sub-database
+
+TREE = np.dtype(
+    {
+        "names": ["pad", "flags", "depth", "branch_pages", "leaf_pages", "overflow_pages", "entries", "root"],
+        "formats": ["<u4", "<u2", "<u2", "<u8", "<u8", "<u8", "<u8", "<u8"],
+    }
+)
+
+
+class Keys(NamedTuple):
+    """Keys as rows of big-endian words, padded with zeros, so that numpy can compare them."""
+
+    words: np.ndarray  # uint64[n, width]
+    sizes: np.ndarray  # int64[n]
+
+    def take(self, rows: np.ndarray | slice) -> Keys:
+        return Keys(self.words[rows], self.sizes[rows])
+
+    def padded(self, width: int) -> np.ndarray:
+        return np.pad(self.words, ((0, 0), (0, width - self.words.shape[1])))
+
+
+class Nodes(NamedTuple):
+    """The nodes of some pages, in order."""
+
+    page: np.ndarray  # row of the node's page among the pages asked for
+    first: np.ndarray  # per page, the row of its first node
+    end: np.ndarray  # offset in the page where the key ends
+    value: np.ndarray  # lo | hi << 16
+    flags: np.ndarray
+    keys: Keys
+
+
+class Pages:
+    """The first `count` pages of a file, read through a map of our own and never past their end."""
+
+    def __init__(self, path: str | Path, page_size: int, count: int):
+        self.page_size = page_size
+        self.count = count
+        self.bytes = np.asarray(np.memmap(path, np.uint8, "r", shape=(count * page_size,)))
+        self.words = self.bytes.view("<u2")
+
+    def check_trees(self, main: np.void, read_values: bool) -> None:
+        """The main tree, the trees named in it, and that no page belongs to two owners."""
+        runs, named = self.check_tree(main, read_values)
+        for name, tree in named:
+            sub_runs, nested = self.check_tree(tree, read_values)
+            runs += sub_runs
+            if nested:
+                raise StoreError(f"sub-database {name!r} holds another one")
+        _check_runs(runs)
+
+    def check_tree(self, tree: np.void, read_values: bool) -> tuple[list, list[tuple[bytes, np.void]]]:
+        """Check one B-tree; return the runs of pages (starts, lengths) it owns and the trees it names."""
+        root, depth, entries = int(tree["root"]), int(tree["depth"]), int(tree["entries"])
+        if tree["flags"] != 0:
+            raise StoreError(f"a tree has flags {tree['flags']:#x}: no image store orders its keys so")
+        if root == NO_PAGE:
+            if entries:
+                raise StoreError(f"an empty tree claims {entries} entries")
+            return [], []
+        if not 1 <= depth <= MAX_DEPTH:
+            raise StoreError(f"a tree claims a depth of {depth}")
+        level = np.array([root], np.uint64)
+        lows = Keys(np.zeros((1, 1), np.uint64), np.zeros(1, np.int64))
+        runs, total = [], 0
+        for above_leaves in reversed(range(depth)):
+            total += len(level)
+            if total > self.count:
+                raise StoreError("a tree uses a page twice")
+            level = self._in_range(level, level)
+            runs.append((level, np.ones_like(level)))
+            if above_leaves:
+                level, lows = self._descend(level, lows)
+        found, named, previous = 0, [], None
+        for start in range(0, len(level), BATCH):
+            part = slice(start, start + BATCH)
+            nodes = self._read_nodes(level[part], LEAF, minimum=1)
+            previous = self._check_order(level[part], nodes, lows.take(part), previous)
+            runs.append(self._check_values(level[part], nodes, read_values))
+            named += self._read_named(level[part], nodes)
+            found += len(nodes.page)
+        if found != entries:
+            raise StoreError(f"a tree holds {found} entries and claims {entries}")
+        return runs, named
+
+    def _in_range(self, wanted: np.ndarray, sources: np.ndarray) -> np.ndarray:
+        """Page numbers as int64, once they are known to lie in the file."""
+        good = (wanted >= 2) & (wanted < self.count)
+        if not good.all():
+            bad = np.argmin(good)
+            raise StoreError(f"page {sources[bad]} refers to page {wanted[bad]} of {self.count}")
+        return wanted.astype(np.int64)
+
+    def _descend(self, level: np.ndarray, lows: Keys) -> tuple[np.ndarray, Keys]:
+        """The children of branch pages, and the least key that may stand under each."""
+        nodes = self._read_nodes(level, BRANCH, minimum=2)
+        children = nodes.value.astype(np.uint64) | nodes.flags.astype(np.uint64) << np.uint64(32)
+        self._in_range(children, level[nodes.page])
+        width = max(nodes.keys.words.shape[1], lows.words.shape[1])
+        words, sizes = nodes.keys.padded(width), nodes.keys.sizes.copy()
+        words[nodes.first] = lows.padded(width)  # a page's first key is not looked at
+        sizes[nodes.first] = lows.sizes
+        return children, Keys(words, sizes)
+
+    def _read_nodes(self, level: np.ndarray, kind: int, minimum: int) -> Nodes:
+        """The nodes of pages of one kind; each lies in its page, and so does its key."""
+        base = level * (self.page_size // 2)  # in 16-bit words
+        header = self.words[base[:, None] + np.arange(PAGE_HEADER // 2)]
+        number = np.ascontiguousarray(header[:, :4]).view("<u8")[:, 0]
+        _require(number == level.astype(np.uint64), level, "has another page's number")
+        _require(header[:, 5] == kind, level, f"is no {'leaf' if kind == LEAF else 'branch'} page")
+        lower, upper = header[:, 6].astype(np.int64), header[:, 7].astype(np.int64)
+        good = (lower >= PAGE_HEADER) & (lower % 2 == 0) & (lower <= upper) & (upper <= self.page_size)
+        _require(good, level, "has bounds out of range")
+        counts = (lower - PAGE_HEADER) // 2
+        _require(counts >= minimum, level, "holds too few nodes")
+
+        first = np.cumsum(counts) - counts
+        page = np.repeat(np.arange(len(level)), counts)
+        within = np.arange(len(page)) - first[page]
+        offset = self.words[base[page] + PAGE_HEADER // 2 + within].astype(np.int64)
+        good = (offset >= upper[page]) & (offset % 2 == 0) & (offset + NODE_HEADER <= self.page_size)
+        _require(good, level[page], "has a node out of range")
+        node = self.words[(base[page] + offset // 2)[:, None] + np.arange(NODE_HEADER // 2)].astype(np.int64)
+        key_size = node[:, 3]
+        end = offset + NODE_HEADER + key_size
+        _require(end <= self.page_size, level[page], "has a key out of range")
+        keys = self._read_keys(level[page] * self.page_size + offset + NODE_HEADER, key_size)
+        return Nodes(page, first, end, node[:, 0] | node[:, 1] << 16, node[:, 2], keys)
+
+    def _read_keys(self, starts: np.ndarray, sizes: np.ndarray) -> Keys:
+        words = np.zeros((len(sizes), -(-max(int(sizes.max()), 1) // 8)), np.uint64)
+        for column in range(words.shape[1]):
+            rows = np.flatnonzero(sizes > 8 * column)
+            at = (starts[rows] + 8 * column)[:, None] + np.arange(8)
+            taken = self.bytes[np.minimum(at, len(self.bytes) - 1)]
+            taken[np.arange(8) >= (sizes[rows] - 8 * column)[:, None]] = 0
+            words[rows, column] = taken.view(">u8")[:, 0]
+        return Keys(words, sizes)
+
+    def _check_order(self, level: np.ndarray, nodes: Nodes, lows: Keys, previous: Keys | None) -> Keys:
+        """Keys ascend within each page and keep to what the branches above promise; returns the last one."""
+        keys = nodes.keys
+        _require(keys.sizes > 0, level[nodes.page], "has an empty key")
+        ascending = _less(keys.take(slice(None, -1)), keys.take(slice(1, None)))
+        ascending[nodes.first[1:] - 1] = True  # these pairs span two pages
+        _require(ascending, level[nodes.page[1:]], "has keys out of order")
+        outside = _less(keys.take(nodes.first), lows)
+        last = np.append(nodes.first[1:] - 1, len(keys.sizes) - 1)
+        outside[1:] |= ~_less(keys.take(last[:-1]), lows.take(slice(1, None)))
+        if previous is not None:
+            outside[:1] |= ~_less(previous, lows.take(slice(0, 1)))
+        _require(~outside, level, "has keys that belong to another page")
+        return keys.take(last[-1:])
+
+    def _check_values(self, level: np.ndarray, nodes: Nodes, read_values: bool) -> tuple:
+        """Values lie in their page or in a run of overflow pages; returns those runs."""
+        pages = level[nodes.page]
+        _require(nodes.flags <= SUB, pages, "has a node of an unknown kind")
+        big = nodes.flags == BIG
+        stored = np.where(big, 8, nodes.value)
+        _require(nodes.end + stored <= self.page_size, pages, "has a value out of range")
+        _require((nodes.flags != SUB) | (nodes.value == TREE.itemsize), pages, "has a damaged sub-database")
+
+        at = pages[big] * self.page_size + nodes.end[big]
+        wanted = self.bytes[at[:, None] + np.arange(8)].view("<u8")[:, 0]
+        starts = self._in_range(wanted, pages[big])
+        lengths = (nodes.value[big] + PAGE_HEADER - 1) // self.page_size + 1
+        _require(starts + lengths <= self.count, pages[big], "has a value that runs past the end of the file")
+        if read_values:
+            header = self.words[(starts * (self.page_size // 2))[:, None] + np.arange(PAGE_HEADER // 2)]
+            number = np.ascontiguousarray(header[:, :4]).view("<u8")[:, 0]
+            held = header[:, 6] | header[:, 7].astype(np.int64) << 16
+            good = (number == starts.astype(np.uint64)) & (header[:, 5] == OVERFLOW)
+            good &= (held >= lengths) & (starts + held <= self.count)
+            _require(good, starts, "does not begin a large value")
+        return starts, lengths
+
+    def _read_named(self, level: np.ndarray, nodes: Nodes) -> list[tuple[bytes, np.void]]:
+        named = []
+        for row in np.flatnonzero(nodes.flags == SUB):
+            end = int(level[nodes.page[row]]) * self.page_size + int(nodes.end[row])
+            data = self.bytes[end : end + TREE.itemsize]
+            name = bytes(self.bytes[end - int(nodes.keys.sizes[row]) : end])
+            named.append((name, np.frombuffer(data.tobytes(), TREE)[0]))
+        return named
+
+
+def _check_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    if not runs:
+        return
+    starts = np.concatenate([start for start, _ in runs])
+    ends = starts + np.concatenate([length for _, length in runs])
+    order = np.argsort(starts)
+    twice = np.flatnonzero(ends[order[:-1]] > starts[order[1:]])
+    if len(twice):
+        raise StoreError(f"page {starts[order[twice[0] + 1]]} is used twice")
+
+
+def _require(good: np.ndarray, pages: np.ndarray, what: str) -> None:
+    if not good.all():
+        raise StoreError(f"page {pages[np.argmin(good)]} {what}")
+
+
+def _less(a: Keys, b: Keys) -> np.ndarray:
+    """a < b row by row, in LMDB's order: memcmp, then the shorter first."""
+    width = max(a.words.shape[1], b.words.shape[1])
+    left, right = a.padded(width), b.padded(width)
+    less = a.sizes < b.sizes
+    for column in reversed(range(width)):
+        x, y = left[:, column], right[:, column]
+        less = np.where(x == y, less, x < y)
+    return less
