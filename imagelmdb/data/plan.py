@@ -1,0 +1,90 @@
+"""The plan: which box of an image is cut out and whether it is flipped, for a whole batch at once.
+
+    boxes, flips = plan_train(seed, epoch, positions, sizes)
+    boxes = plan_eval(sizes, size=224, resize=256)
+
+A pure function of (seed, epoch, position): no state, any order, any slice. Sizes are (width, height),
+boxes (left, top, width, height), all in pixels of the stored image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .rng import CROPS, make_key, random_bits, random_uniform
+
+_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
+_DRAWS = 32  # counters of one position: two an attempt, then these
+_TOP, _LEFT, _FLIP, _TRANSFORM = range(2 * _ATTEMPTS, 2 * _ATTEMPTS + 4)
+
+
+def plan_train(
+    seed: int,
+    epoch: int,
+    positions: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    hflip: float = 0.5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """RandomResizedCrop's boxes, int64[n, 4], and flips, bool[n].
+
+    The boxes have the distribution of torchvision's: up to ten tries of a random area and ratio, the
+    first that fits at a random place, else the largest centred box of an allowed ratio.
+    """
+    key = make_key(seed, epoch, CROPS)
+    counters = np.asarray(positions, np.int64) * _DRAWS
+    sizes = np.asarray(sizes, np.int64)
+    shapes = _fallback_shapes(sizes, ratio)
+    places = (sizes - shapes) // 2
+
+    left = np.arange(len(sizes))  # rows without a box so far
+    for attempt in range(_ATTEMPTS):
+        if not left.size:
+            break
+        area_draw = random_uniform(key, counters[left] + 2 * attempt)
+        ratio_draw = random_uniform(key, counters[left] + 2 * attempt + 1)
+        area = sizes[left].prod(axis=1) * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        aspect = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * ratio_draw)
+        tried = np.rint(np.sqrt(np.stack([area * aspect, area / aspect], axis=1))).astype(np.int64)
+        fits = ((tried > 0) & (tried <= sizes[left])).all(axis=1)
+        rows = left[fits]
+        shapes[rows] = tried[fits]
+        draws = random_uniform(key, counters[rows, None] + np.array([_LEFT, _TOP]))
+        places[rows] = draws * (sizes[rows] - shapes[rows] + 1)
+        left = left[~fits]
+
+    flips = random_uniform(key, counters + _FLIP) < hflip
+    return np.concatenate([places, shapes], axis=1), flips
+
+
+def plan_eval(sizes: np.ndarray, *, size: int, resize: int) -> np.ndarray:
+    """Resize(resize) and CenterCrop(size) as one box, int64[n, 4], for one resize to (size, size).
+
+    The box is the crop's outline on the original, rounded to whole pixels.
+    """
+    sizes = np.asarray(sizes, np.int64)
+    shorter = sizes.min(axis=1, keepdims=True)
+    resized = np.where(sizes == shorter, resize, resize * sizes // shorter)
+    per_pixel = sizes / resized
+    places = np.rint(np.rint((resized - size) / 2) * per_pixel)
+    shapes = np.rint(size * per_pixel)
+    places = np.clip(places, 0, sizes - 1)
+    shapes = np.clip(shapes, 1, sizes - places)
+    return np.concatenate([places, shapes], axis=1).astype(np.int64)
+
+
+def plan_seeds(seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
+    """uint64 for each position: what seeds its sample's own transforms."""
+    counters = np.asarray(positions, np.int64) * _DRAWS
+    return random_bits(make_key(seed, epoch, CROPS), counters + _TRANSFORM)
+
+
+def _fallback_shapes(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
+    width, height = sizes[:, 0], sizes[:, 1]
+    found = width / height
+    shapes = sizes.copy()
+    shapes[:, 1] = np.where(found < min(ratio), np.rint(width / min(ratio)), height)
+    shapes[:, 0] = np.where(found > max(ratio), np.rint(height * max(ratio)), width)
+    return np.clip(shapes, 1, sizes)

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from imagelmdb.data.sampler import Sampler
+from imagelmdb.errors import UserError
+
+
+def epoch_of(sampler, epoch=0):
+    return [sampler.indices(epoch, sampler.positions(s)) for s in range(sampler.steps_per_epoch)]
+
+
+@pytest.mark.parametrize("shuffle", ["full", "block", "none"])
+def test_ranks_reassemble_the_same_global_batches(shuffle):
+    whole = epoch_of(Sampler(3000, batch_size=12, shuffle=shuffle), 4)
+    for world_size in (2, 3, 4):
+        ranks = [
+            Sampler(3000, batch_size=12, shuffle=shuffle, rank=r, world_size=world_size)
+            for r in range(world_size)
+        ]
+        for step, batch in enumerate(whole):
+            parts = [s.indices(4, s.positions(step)) for s in ranks]
+            assert np.array_equal(np.stack(parts, axis=1).reshape(-1), batch)
+
+
+@pytest.mark.parametrize("shuffle", ["full", "block", "local"])
+@pytest.mark.parametrize("count", [1, 2, 1023, 1024, 1025, 5000, 20_011, 64_000])
+def test_an_epoch_holds_every_record_once_and_differs_from_the_next(shuffle, count):
+    sampler = Sampler(count, batch_size=1, shuffle=shuffle)
+    orders = [sampler.indices(epoch, range(count)) for epoch in range(2)]
+    for order in orders:
+        assert np.array_equal(np.sort(order), np.arange(count))
+    if count > 100:
+        assert (orders[0] == orders[1]).mean() < 0.05
+
+
+def test_training_drops_the_partial_batch_and_evaluation_keeps_it_unpadded():
+    train = Sampler(103, batch_size=20)
+    assert (train.steps_per_epoch, train.images_per_epoch) == (5, 100)
+    seen = []
+    for rank in range(4):
+        evaluation = Sampler(101, batch_size=20, rank=rank, world_size=4, shuffle="none", keep_last=True)
+        assert (evaluation.steps_per_epoch, evaluation.images_per_epoch) == (6, 101)
+        seen += epoch_of(evaluation)
+    assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(101))
+    assert [len(p) for p in seen[5::6]] == [1, 0, 0, 0]
+
+
+def test_repeats_put_one_record_on_neighbouring_ranks():
+    ranks = [Sampler(1000, batch_size=9, rank=r, world_size=3, repeats=3) for r in range(3)]
+    assert ranks[0].steps_per_epoch == 111
+    for step in (0, 50, 110):
+        batches = [s.indices(1, s.positions(step)) for s in ranks]
+        assert np.array_equal(batches[0], batches[1]) and np.array_equal(batches[0], batches[2])
+        assert len(set(batches[0].tolist())) == 3
+
+
+def test_block_shuffle_keeps_batches_diverse_and_ranks_in_their_own_blocks():
+    count, labels = 1_281_000, np.arange(1_281_000) // 1281
+    unique = {}
+    for shuffle in ("full", "block"):
+        sampler = Sampler(count, batch_size=256, shuffle=shuffle)
+        steps = [*range(0, sampler.steps_per_epoch, 250), sampler.steps_per_epoch - 1]
+        unique[shuffle] = [len(set(labels[sampler.indices(0, sampler.positions(s))])) for s in steps]
+    assert min(unique["block"]) > 0.85 * np.mean(unique["full"])
+
+    # what one rank of eight reads in a stretch of the epoch are whole blocks of 16
+    for rank in range(8):
+        sampler = Sampler(count, batch_size=256, shuffle="block", rank=rank, world_size=8)
+        read = np.sort(np.concatenate([sampler.indices(0, sampler.positions(s)) for s in range(512)]))
+        runs = (np.diff(read) != 1).sum() + 1
+        assert len(read) / 17 < runs < len(read) / 12
+
+
+def test_block_shuffle_asks_for_runs_before_they_are_read():
+    sampler = Sampler(200_000, batch_size=256, shuffle="block")
+    served, asked, late = set(), set(), 0
+    for step in range(sampler.steps_per_epoch):
+        batch = set(sampler.indices(0, sampler.positions(step)).tolist())
+        late += len(batch - asked) if step > 100 else 0
+        asked |= set(sampler.upcoming(0, step, steps_ahead=4).tolist())
+        served |= batch
+    assert late < 0.01 * len(served)
+    run = np.sort(sampler.upcoming(0, 50, steps_ahead=4))
+    assert (np.diff(run) == 1).mean() > 0.7
+
+
+def test_local_reads_only_the_nodes_records_all_of_them_in_as_many_batches():
+    counts = [500, 1300, 777]
+    split = {"batch_size": 60, "shuffle": "local", "world_size": 6, "node_counts": counts}
+    ranks = [Sampler(counts[r // 2], rank=r, **split) for r in range(6)]
+    assert {s.steps_per_epoch for s in ranks} == {sum(counts) // 60}
+    assert ranks[0].images_per_epoch == sum(counts)
+    for node, count in enumerate(counts):
+        batches = epoch_of(ranks[2 * node], 3) + epoch_of(ranks[2 * node + 1], 3)
+        assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(count))
+        sizes = [len(b) for b in batches]
+        assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1
+    positions = [p for s in ranks for t in range(s.steps_per_epoch) for p in s.positions(t)]
+    assert sorted(positions) == list(range(sum(counts)))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"shuffle": "some"}, "full, block, local"),
+        ({"batch_size": 10, "world_size": 4}, "10 does not split over 4"),
+        ({"batch_size": 2000}, "1000 records are fewer than one batch of 2000"),
+        ({"shuffle": "local", "world_size": 2, "node_counts": [999, 1]}, "1000 records here and 999"),
+        ({"shuffle": "local", "world_size": 2, "node_counts": [1000, 1]}, "node 1 has 1 records"),
+        (
+            {"shuffle": "local", "world_size": 3, "batch_size": 30, "node_counts": [1000, 1]},
+            "3 ranks on 2 nodes",
+        ),
+    ],
+)
+def test_what_cannot_be_split_is_refused_with_the_values(options, message):
+    with pytest.raises(UserError, match=message):
+        Sampler(1000, **{"batch_size": 100, **options})
