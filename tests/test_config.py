@@ -1,0 +1,135 @@
+"""Options: defaults < YAML < command line; a mistake is one line that names the way out."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from imagelmdb.config import Config, parse_config, save_config
+from imagelmdb.errors import UserError
+
+DATA = ["--train", "T", "--val", "V"]
+
+
+def test_the_command_line_wins_over_yaml_and_yaml_over_the_defaults(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 1e-3\nepochs: 7\namp: off\nbetas: [0.5, 0.6]\nlmdb: true\n")
+    config, explicit = parse_config(["--config", str(tmp_path / "a.yaml"), *DATA, "--epochs", "3"])
+    assert (config.lr, config.epochs, config.momentum) == (1e-3, 3, Config().momentum)
+    assert (config.amp, config.betas, config.lmdb) == ("off", (0.5, 0.6), True)
+    assert explicit == {"config", "train", "val", "epochs"}
+
+
+def test_the_habits_of_pytorch_examples_work_as_written():
+    line = "-a resnet50 -j 8 -b 512 --lr 0.2 --momentum 0.8 --wd 1e-5 -p 5 --resume x.pt -e"
+    line += " --pretrained --seed 3 --gpu 0 --dummy-images 9 --lmdb --dist-url tcp://127.0.0.1:9999"
+    line += " --dist-backend nccl --multiprocessing-distributed --world-size 1 --rank 0 --epochs 2"
+    config, explicit = parse_config([*line.split(), *DATA])
+    assert (config.arch, config.workers, config.batch_size, config.print_freq) == ("resnet50", 8, 512, 5)
+    assert (config.lr, config.momentum, config.weight_decay, config.resume) == (0.2, 0.8, 1e-5, "x.pt")
+    assert (config.evaluate, config.pretrained, config.lmdb, config.gpu, config.seed) == (
+        True,
+        True,
+        True,
+        0,
+        3,
+    )
+    assert (config.dist_url, config.dist_backend, config.world_size) == ("tcp://127.0.0.1:9999", "nccl", 1)
+    assert {"arch", "workers", "batch_size", "weight_decay", "print_freq", "evaluate"} <= explicit
+
+
+def test_options_are_recognised_as_set_in_each_spelling():
+    _, explicit = parse_config(
+        [*DATA, "-b256", "--lr=0.3", "--train_size", "96", "--no-tf32", "--rank", "-1"]
+    )
+    assert explicit == {"train", "val", "batch_size", "lr", "train_size", "tf32", "rank"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--epocs 3", "unknown option --epocs: did you mean --epochs?"),
+        ("--no-lmbd", "unknown option --no-lmbd: did you mean --no-lmdb?"),
+        ("--epochs three", "--epochs: invalid literal for int"),
+        ("--epochs", "Missing value for argument '--epochs'"),
+        ("--amp fp32", "'fp32' for argument '--amp'. Expected one of ('off', 'bf16', 'fp16')"),
+        ("--lmdb yes", "unexpected argument yes"),
+        ("--batch-size 0", "--batch-size 0 is below 1"),
+        ("--label-smoothing 1.5", "--label-smoothing 1.5 is above 1"),
+        ("--lr nan", "--lr nan is not a number"),
+        ("--warmup-epochs 90", "--warmup-epochs 90 fills --epochs 90"),
+        ("--nesterov --momentum 0", "--nesterov needs --momentum"),
+        ("--start-size 160", "--start-size needs --grow-until"),
+        ("--scale 1 0.08", "--scale (1.0, 0.08) runs backwards"),
+        ("--export model.pt", "must end in .pt2 or .onnx"),
+        ("--config missing.yaml", "--config missing.yaml: No such file"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_that_names_it(line, message, capfd):
+    with pytest.raises(UserError) as error:
+        parse_config([*DATA, *line.split()])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_missing_images_are_one_line():
+    with pytest.raises(UserError, match="--val is missing"):
+        parse_config(["--train", "T"])
+    with pytest.raises(UserError, match="--val is missing"):
+        parse_config(["-e"])
+    parse_config(["--dummy"])
+    parse_config(["-e", "--val", "V"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epocs: 3", "unknown key 'epocs': did you mean epochs?"),
+        ("epochs: 1.5", "epochs: 1.5 is not of type int"),
+        ("epochs: true", "epochs: True is not of type int"),
+        ("lmdb: 1", "lmdb: 1 is not of type bool"),
+        ("lr: fast", "lr: 'fast' is not of type float"),
+        ("optimizer: lamp", "did you mean lamb?"),
+        ("betas: 0.9", "betas: 0.9 is not a list of 2"),
+        ("base: a.yaml", "leads back to itself"),
+        ("base: none.yaml", "none.yaml: No such file"),
+        ("[1, 2]", "holds no keys"),
+        ("a: [", "is not YAML"),
+        ("config: other.yaml", "unknown key 'config'"),
+    ],
+)
+def test_a_mistake_in_a_recipe_names_the_file_and_the_key(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        parse_config(["--config", str(tmp_path / "a.yaml"), *DATA])
+    assert message in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_recipe_overrides_its_base_which_lies_beside_it(tmp_path):
+    (tmp_path / "base.yaml").write_text("epochs: 9\nlr: 2\n")
+    (tmp_path / "top.yaml").write_text("base: base.yaml\nepochs: 4\n")
+    config, _ = parse_config(["--config", str(tmp_path / "top.yaml"), *DATA])
+    assert (config.epochs, config.lr) == (4, 2.0)
+
+
+def test_a_saved_config_runs_again_from_its_folder(tmp_path):
+    line = [*DATA, "--amp", "off", "--scale", "0.2", "0.9", "--wd", "1e-7", "--output", str(tmp_path / "run")]
+    config, _ = parse_config([*line, "--resume", "auto"])
+    save_config(config, tmp_path / "config.yaml")
+    again, _ = parse_config(["--config", str(tmp_path / "config.yaml")])
+    assert dataclasses.replace(again, config="") == dataclasses.replace(config, resume="")
+    assert again.run_dir == config.run_dir
+
+
+def test_help_fits_100_columns_and_says_what_batch_size_and_lr_mean():
+    done = subprocess.run(
+        [sys.executable, "-c", "from imagelmdb.config import parse_config; parse_config(['--help'])"],
+        capture_output=True, text=True, env={"COLUMNS": "100", "PATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert "images of a step over ALL ranks" in done.stdout
+    assert "belongs to the global batch" in done.stdout
+    assert all("--" + f.name.replace("_", "-") in done.stdout for f in dataclasses.fields(Config))
