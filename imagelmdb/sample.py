@@ -1,0 +1,246 @@
+"""Sample data: photo-like JPEGs with the sizes and bytes of ImageNet's, and classes that can be learned.
+
+python -m imagelmdb.sample sample/ --classes 10 --train 100 --val 30
+
+A photo here is a few regions with sharp borders over noise whose spectrum falls as 1/f, as in natural
+images. A class is a range of hues and a direction in which the texture runs; a 1/f texture looks
+the same at every scale, so the class survives any crop, and mirroring. With 10 classes of 100 train
+images, a ResNet-18 at 64 px and batch size 64 passes 90 % top-1 in 7 epochs, 90 s on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from imagelmdb.errors import UserError
+
+VERSION = 1  # of the pictures: a sample made by another version is not reused
+SIZES = {  # (width, height) -> share
+    (500, 375): 0.52,
+    (375, 500): 0.14,
+    (500, 333): 0.12,
+    (333, 500): 0.05,
+    (500, 400): 0.03,
+    (400, 500): 0.02,
+    (500, 500): 0.03,
+    (300, 225): 0.03,
+    (256, 256): 0.02,
+    (160, 120): 0.01,
+    (640, 480): 0.015,
+    (1024, 768): 0.008,
+    (1600, 1200): 0.007,
+}
+QUALITY = 96
+FIELD_PX = 1024  # noise fields wrap around at this size
+ANGLES = (0.0, np.pi / 2)  # across the stripes of a class; both survive mirroring
+
+
+class Look(NamedTuple):
+    """What the images of one class share."""
+
+    hue: float  # centre, in turns
+    hue_spread: float
+    angle: float  # radians; the direction across the stripes
+
+
+def make_photo(rng: np.random.Generator, width: int, height: int, look: Look | None = None) -> np.ndarray:
+    """One uint8 HWC image; the same rng state gives the same image."""
+    patch = functools.partial(_cut_patch, rng, width, height)
+    hues = rng.uniform(0, 1, 3) if look is None else rng.normal(look.hue, look.hue_spread, 3)
+    colours = [colorsys.hsv_to_rgb(h % 1, rng.uniform(0.2, 0.6), rng.uniform(90, 220)) for h in hues]
+    base, second, third = np.array(colours, np.float32)[:, :, None, None]
+    image = np.where(patch("smooth") > rng.uniform(-0.5, 0.5), base, second)
+    image = np.where(patch("smooth") > rng.uniform(0.3, 1.2), third, image)
+    luma = patch("natural") * rng.uniform(10, 24) + patch("detail") * (3.5 * np.exp(rng.normal(0, 0.5)))
+    if look is not None:
+        luma += patch("striped", look.angle) * rng.uniform(22, 40)
+    image += luma
+    chroma = patch("natural") * rng.uniform(2, 6)
+    image[0] += chroma
+    image[2] -= chroma
+    return np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def make_jpeg(
+    seed: int, index: int, *, plain: bool = False, scale: float = 1.0, look: Look | None = None
+) -> bytes:
+    """Image `index` of the sequence `seed`; see make_jpegs."""
+    rng = np.random.default_rng([seed, index])
+    sizes = list(SIZES)
+    width, height = sizes[rng.choice(len(sizes), p=list(SIZES.values()))]
+    kind = rng.random()
+    photo = Image.fromarray(
+        make_photo(rng, max(8, round(width * scale)), max(8, round(height * scale)), look)
+    )
+    if plain or kind < 0.84:
+        return _encode(photo, quality=QUALITY, subsampling="4:4:4")
+    if kind < 0.95:
+        return _encode(photo, quality=90, subsampling="4:2:0")
+    if kind < 0.98:
+        return _encode(photo, quality=QUALITY, subsampling="4:4:4", progressive=True)
+    return _encode(photo.convert("L"), quality=QUALITY)
+
+
+def make_jpegs(count: int, seed: int = 0, *, plain: bool = False, scale: float = 1.0) -> Iterator[bytes]:
+    """JPEGs in ImageNet's mix: 4:4:4 at quality 96, one in ten 4:2:0, a few progressive or grey.
+
+    plain: only baseline 4:4:4. scale: times ImageNet's sizes, for quick tests.
+    """
+    for index in range(count):
+        yield make_jpeg(seed, index, plain=plain, scale=scale)
+
+
+def make_tree(
+    root: str | Path,
+    *,
+    classes: int = 10,
+    train: int = 100,
+    val: int = 30,
+    seed: int = 0,
+    plain: bool = False,
+    scale: float = 1.0,
+) -> bool:
+    """Write root/train and root/val, one folder a class, `train` and `val` images in each.
+
+    Returns False where this sample was there already; anything else there is a UserError.
+    """
+    root = Path(root)
+    settings = {"version": VERSION, "classes": classes, "train": train, "val": val, "seed": seed}
+    settings |= {"plain": plain, "scale": scale}
+    note = root / "sample.json"
+    if note.is_file() and json.loads(note.read_text()) == settings:
+        return False
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} exists and is not this sample: name another folder, or delete it first")
+    partial = root.with_name(root.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    jobs = []
+    for label, name in enumerate(class_names(classes)):
+        look = class_look(label, classes)
+        for split, count, first in (
+            ("train", train, label * train),
+            ("val", val, classes * train + label * val),
+        ):
+            folder = partial / split / name
+            folder.mkdir(parents=True)
+            for index in range(first, first + count):
+                stem = f"{name}_{index - first}" if split == "train" else f"sample_val_{index:08d}"
+                jobs.append((folder / f"{stem}.JPEG", index, look))
+
+    def write(job: tuple[Path, int, Look]) -> None:
+        path, index, look = job
+        path.write_bytes(make_jpeg(seed, index, plain=plain, scale=scale, look=look))
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy and Pillow release the GIL
+        for _ in pool.map(write, jobs):
+            pass
+    (partial / "sample.json").write_text(json.dumps(settings))
+    if root.exists():
+        root.rmdir()
+    partial.rename(root)
+    return True
+
+
+def class_names(count: int) -> list[str]:
+    """Names of the form of ImageNet's, in sorted order."""
+    return [f"n{1440007 + 61 * label:08d}" for label in range(count)]
+
+
+def class_look(label: int, classes: int) -> Look:
+    return Look(label / classes, 0.15 / classes, ANGLES[label % len(ANGLES)])
+
+
+def make_odd_files(folder: str | Path, seed: int = 0) -> dict[str, Path]:
+    """Files as they turn up in real data sets, by kind; the last four are no images."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    photo = Image.fromarray(make_photo(np.random.default_rng(seed), 120, 90))
+    jpeg = _encode(photo, quality=QUALITY, subsampling="4:4:4")
+    png = io.BytesIO()
+    photo.save(png, "PNG")
+    contents = {
+        "cmyk": _encode(photo.convert("CMYK"), quality=QUALITY),
+        "png": png.getvalue(),
+        "progressive": _encode(photo, quality=QUALITY, progressive=True),
+        "grey": _encode(photo.convert("L"), quality=QUALITY),
+        "truncated": jpeg[: len(jpeg) // 2],
+        "empty": b"",
+        "text": b"<html>404 Not Found</html>\n",
+        "noise": np.random.default_rng(seed).bytes(5000),
+    }
+    paths = {kind: folder / f"odd_{kind}.JPEG" for kind in contents}
+    for kind, content in contents.items():
+        paths[kind].write_bytes(content)
+    return paths
+
+
+def _encode(photo: Image.Image, **options) -> bytes:
+    out = io.BytesIO()
+    photo.save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+@functools.cache
+def _make_field(kind: str, angle: float, number: int) -> np.ndarray:
+    """Noise with zero mean and unit deviation, amplitude f**-slope, striped across `angle`."""
+    slope = {"smooth": 1.6, "natural": 1.2, "detail": 0.4, "striped": 1.1}[kind]
+    rng = np.random.default_rng([number, round(100 * slope), round(100 * angle)])
+    fy, fx = np.fft.fftfreq(FIELD_PX)[:, None], np.fft.rfftfreq(FIELD_PX)
+    radius = np.hypot(fy, fx)
+    radius[0, 0] = np.inf
+    amplitude = radius**-slope
+    if kind == "striped":
+        amplitude *= np.exp(-((np.sin(np.arctan2(fy, fx) - angle) / 0.2) ** 2))
+    spectrum = amplitude * np.exp(2j * np.pi * rng.random(amplitude.shape))
+    field = np.fft.irfft2(spectrum, s=(FIELD_PX, FIELD_PX))
+    return ((field - field.mean()) / field.std()).astype(np.float32)
+
+
+def _cut_patch(
+    rng: np.random.Generator, width: int, height: int, kind: str, angle: float = 0.0
+) -> np.ndarray:
+    field = _make_field(kind, angle, int(rng.integers(3)))
+    top, left = rng.integers(FIELD_PX, size=2)
+    rows = np.arange(top, top + height) % FIELD_PX
+    columns = np.arange(left, left + width) % FIELD_PX
+    return field[rows[:, None], columns]
+
+
+def main(
+    out: tyro.conf.Positional[Path],
+    classes: int = 10,
+    train: int = 100,
+    val: int = 30,
+    seed: int = 0,
+    plain: Annotated[bool, tyro.conf.arg(help="only baseline 4:4:4")] = False,
+) -> None:
+    """Make a small data set of generated photos: OUT/train and OUT/val, with so many images a class."""
+    made = make_tree(out, classes=classes, train=train, val=val, seed=seed, plain=plain)
+    size = sum(path.stat().st_size for path in out.rglob("*.JPEG"))
+    print(
+        f"{'made' if made else 'found'} {out}: {classes} classes, {classes * train} train and "
+        f"{classes * val} val images, {size / 1e6:.0f} MB"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
