@@ -13,7 +13,9 @@ A store is one LMDB, or a directory of shards, each an LMDB of this format:
     b"__name_ends__"  int64[n]            /
     b"__positions__"  int64[n]            only where some were skipped: the number in record i's key
 
-A reader that knows only `value[0]` (image bytes) and `value[1]` (label) works on it.
+A reader that knows only `value[0]` (image bytes) and `value[1]` (label) works on it. While a conversion
+runs there is no __meta__ but "!unfinished" and "!journal..." (see writer.py), which the last transaction
+replaces by all of the above.
 """
 
 from __future__ import annotations
@@ -34,14 +36,15 @@ KEY_WIDTH = 8
 LEN_KEY = b"__len__"
 KEYS_KEY = b"__keys__"
 META_KEY = b"__meta__"
-POSITIONS_KEY = b"__positions__"
+UNFINISHED_KEY = b"!unfinished"  # what a running conversion keeps instead of __meta__
+JOURNAL_PREFIX = b"!journal"
 ARRAYS = {  # name -> key, dtype on disk, shape of one row
     "labels": (b"__labels__", np.dtype("<i4"), ()),
     "sizes": (b"__sizes__", np.dtype("<i4"), (2,)),
     "checksums": (b"__checksums__", np.dtype("<u8"), ()),
     "name_ends": (b"__name_ends__", np.dtype("<i8"), ()),
     "names": (b"__names__", np.dtype("u1"), ()),
-    "positions": (POSITIONS_KEY, np.dtype("<i8"), ()),
+    "positions": (b"__positions__", np.dtype("<i8"), ()),
 }
 
 
@@ -72,8 +75,9 @@ class Meta:
     encoding: str  # "jpeg" or "raw" (uint8 HWC)
     classes: list[str]
     version: int = FORMAT_VERSION
-    complete: bool = False
     count: int = 0
+    total: int = 0  # records of the whole store, all shards
+    skipped: int = 0  # items of the source that were left out
     image_bytes: int = 0
     tiled: bool = False
     max_size: int | None = None  # longest side in px, where images were shrunk
@@ -82,7 +86,7 @@ class Meta:
     shards: int = 1
     source: str = ""
     conversion: str = ""  # digest of source and settings: shards of one store agree, and so does a resume
-    digest: str = ""  # of this LMDB's arrays, see digest_arrays
+    digest: str = ""  # of this LMDB's records, see digest_arrays
     summary: dict = field(default_factory=dict)  # what the conversion counted
 
     def pack(self) -> bytes:
@@ -137,17 +141,14 @@ def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:
     return value[start:end], label, tiles, check
 
 
-def digest_arrays(arrays: dict[str, np.ndarray]) -> str:
-    """One digest of all records, the same however they are split into shards."""
+def digest_arrays(shards: list[dict[str, np.ndarray]]) -> str:
+    """One digest of all records, from each shard's arrays; how many shards there are does not change it."""
     total = hashlib.sha256()
-    ends = np.asarray(arrays["name_ends"], "<i8")
-    rows = [
-        np.asarray(arrays["checksums"], "<u8"),
-        np.asarray(arrays["labels"], "<i4"),
-        np.asarray(arrays["sizes"], "<i4"),
-        np.diff(ends, prepend=np.int64(0)),
-        np.asarray(arrays["names"], "u1"),
-    ]
-    for row in rows:
-        total.update(np.ascontiguousarray(row))
+    for name in ("checksums", "labels", "sizes"):
+        for arrays in shards:
+            total.update(np.ascontiguousarray(arrays[name], ARRAYS[name][1]))
+    for arrays in shards:
+        total.update(np.diff(arrays["name_ends"], prepend=np.int64(0)).astype("<i8"))
+    for arrays in shards:
+        total.update(np.ascontiguousarray(arrays["names"]))
     return total.hexdigest()

@@ -1,37 +1,265 @@
-"""LMDBStore: a store as a sequence of records.
+"""LMDBStore: a store as a sequence of records, whatever its layout and whichever tool wrote it.
 
 store = LMDBStore("train-lmdb/")
 record = store[7]            # Record(image, label, tiles)
-store.labels, store.sizes    # numpy views of the mmap
+store.labels, store.sizes    # numpy views of the mapped file
 """
 
 from __future__ import annotations
 
-import weakref
+from bisect import bisect_right
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
-import lmdb
+import msgpack
 import numpy as np
 
-from .format import Record
+from .environment import Environment, open_environment
+from .format import (
+    ARRAYS,
+    META_KEY,
+    UNFINISHED_KEY,
+    Meta,
+    Record,
+    StoreError,
+    UnfinishedStoreError,
+    make_key,
+    unpack_record,
+)
+
+SHARD_PATTERN = "shard-*.lmdb"
 
 
 class LMDBStore:
-    """Random access to a finished store of any layout (directory, file, shards) and of older tools.
+    """Random access to a finished store: a directory, a single file, a folder of shards, an older tool's.
 
-    Nothing is opened until first use, so an instance is small to pickle, and forked or spawned
-    processes each find their own way to the data.
+    Nothing is opened until first use, so an instance is small to pickle, and every process, forked or
+    spawned, finds its own way to the data. With `partial`, only the shards that lie here are read (each
+    node of a cluster may hold some of them).
     """
 
-    path: Path
-    encoding: str  # "jpeg" or "raw"
-    classes: list[str]
-    class_to_idx: dict[str, int]
-    labels: np.ndarray  # int32[n]
-    sizes: np.ndarray | None  # int32[n, 2] (width, height); None in stores of older tools that hold JPEGs
+    def __init__(self, path: str | Path, *, partial: bool = False):
+        self.path = Path(path).expanduser()
+        self.partial = partial
 
-    def __init__(self, path: str | Path): ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Record: ...
-    def name(self, index: int) -> str: ...   # relative path in the source, "n01440764/x.JPEG"
-    def key(self, index: int) -> str: ...    # for messages: "shard-00002.lmdb key 00000007"
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        part, local = self.locate(index)
+        return part[local]
+
+    def __repr__(self) -> str:
+        return f"LMDBStore({str(self.path)!r})"
+
+    def __reduce__(self):
+        return _reopen, (self.path, self.partial)
+
+    @cached_property
+    def parts(self) -> list[Shard]:
+        """The LMDBs of this store, in order."""
+        files = find_files(self.path)
+        parts = [_open_part(file) for file in files]
+        if len(parts) > 1 or (isinstance(parts[0], Shard) and parts[0].meta.shards > 1):
+            _check_shards(self.path, parts, self.partial)
+        return parts
+
+    @property
+    def encoding(self) -> str:
+        """ "jpeg" or "raw" (uint8 HWC)."""
+        return self.parts[0].encoding
+
+    @property
+    def classes(self) -> list[str]:
+        return self.parts[0].classes
+
+    @cached_property
+    def class_to_idx(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.classes)}
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int32[n]; a view of the mapping where the store is one LMDB."""
+        return self._array("labels")
+
+    @cached_property
+    def sizes(self) -> np.ndarray | None:
+        """int32[n, 2], (width, height); None where an older tool did not store them."""
+        return None if self.parts[0].sizes is None else self._array("sizes")
+
+    def name(self, index: int) -> str:
+        """The path in the source, "n01440764/n01440764_10026.JPEG"."""
+        part, local = self.locate(index)
+        return part.name(local)
+
+    def key(self, index: int) -> str:
+        """Where a record lies, for messages."""
+        part, local = self.locate(index)
+        return part.key(local)
+
+    def prefetch(self, indices) -> None:
+        """Ask the kernel to read these records' pages ahead; returns at once."""
+        for index in indices:
+            part, local = self.locate(index)
+            part.prefetch(local)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(len(part) for part in self.parts))
+
+    def locate(self, index: int) -> tuple[Shard, int]:
+        count = self._ends[-1]
+        if not -count <= index < count:
+            raise IndexError(f"record {index} of {count} in {self.path}")
+        index = int(index) % count
+        part = bisect_right(self._ends, index)
+        return self.parts[part], index - (self._ends[part - 1] if part else 0)
+
+    def _array(self, name: str) -> np.ndarray:
+        arrays = [getattr(part, name) for part in self.parts]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+class Shard:
+    """One LMDB of our own format: a whole store, or one shard of it."""
+
+    def __init__(self, environment: Environment, meta: Meta):
+        self.environment = environment
+        self.file = environment.file
+        self.meta = meta
+        self.encoding = meta.encoding
+        self.classes = meta.classes
+        self.labels = self._array("labels")
+        self.sizes = self._array("sizes")
+        self._positions = self._array("positions") if meta.skipped else None
+
+    def __len__(self) -> int:
+        return self.meta.count
+
+    def __getitem__(self, index: int) -> Record:
+        image, label, tiles, _ = self.read(index)
+        if self.encoding == "raw":
+            width, height = self.sizes[index].tolist()
+            if len(image) != height * width * 3:
+                raise StoreError(f"{self.key(index)}: {len(image)} bytes are not {height}x{width} RGB pixels")
+            image = np.frombuffer(image, np.uint8).reshape(height, width, 3)
+        return Record(image, label, tiles)
+
+    def read(self, index: int) -> tuple[memoryview, int, bytes, int]:
+        """(image, label, tiles, checksum) as stored."""
+        value = self._value(index)
+        try:
+            return unpack_record(value)
+        except StoreError as error:
+            raise StoreError(f"{self.key(index)} {error}") from error
+
+    def name(self, index: int) -> str:
+        ends = self.arrays["name_ends"]
+        start = int(ends[index - 1]) if index else 0
+        return bytes(self.arrays["names"][start : int(ends[index])]).decode()
+
+    def key(self, index: int) -> str:
+        return f"{self.file} key {make_key(self._position(index)).decode()}"
+
+    def prefetch(self, index: int) -> None:
+        self.environment.prefetch(self._value(index))
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every flat array of the store, as views of the mapping."""
+        return {name: self._array(name) for name in ARRAYS if name != "positions"}
+
+    def _position(self, index: int) -> int:
+        return index if self._positions is None else int(self._positions[index])
+
+    def _value(self, index: int) -> memoryview:
+        value = self.environment.get(make_key(self._position(index)))
+        if value is None:
+            raise StoreError(f"{self.key(index)} is missing")
+        return value
+
+    def _array(self, name: str) -> np.ndarray:
+        key, dtype, row = ARRAYS[name]
+        value = self.environment.get(key)
+        if value is None:
+            raise StoreError(f"{self.file} lacks {key.decode()}")
+        rows = len(value) if name == "names" else self.meta.count
+        if len(value) != rows * dtype.itemsize * int(np.prod(row)):
+            raise StoreError(f"{self.file}: {key.decode()} holds {len(value)} bytes for {rows} records")
+        return np.frombuffer(value, dtype).reshape(rows, *row)
+
+
+def find_files(path: Path) -> list[Path]:
+    """The LMDB data files of a store; StoreError with the way out where there are none."""
+    if path.is_file():
+        return [path]
+    if (path / "data.mdb").is_file():
+        return [path / "data.mdb"]
+    if not path.exists():
+        raise StoreError(f"no store at {path}: no such file or directory")
+    shards = sorted(path.glob(SHARD_PATTERN))
+    if not shards:
+        raise StoreError(
+            f"{path} is not a store: it holds neither data.mdb nor {SHARD_PATTERN} "
+            f"(a folder of images becomes one with: python folder2lmdb.py --dataset {path} -o STORE)"
+        )
+    return shards
+
+
+class State(NamedTuple):
+    """How far an LMDB file has come."""
+
+    finished: bool
+    conversion: str  # see Meta; "" where a conversion has not written a record yet, or an older tool wrote
+    source: str
+
+
+def read_state(file: Path) -> State:
+    environment = open_environment(file)
+    if facts := environment.get(META_KEY):
+        meta = Meta.unpack(facts)
+        return State(True, meta.conversion, meta.source)
+    if facts := environment.get(UNFINISHED_KEY):
+        unfinished = msgpack.unpackb(facts)
+        return State(False, unfinished["conversion"], unfinished["source"])
+    return State(environment.count() > 0, "", "")
+
+
+def _open_part(file: Path) -> Shard:
+    environment = open_environment(file)
+    try:
+        if meta := environment.get(META_KEY):
+            return Shard(environment, Meta.unpack(meta))
+        state = read_state(file)
+    except StoreError as error:
+        raise StoreError(f"{file}: {error}") from error
+    if not state.finished:
+        raise UnfinishedStoreError(
+            f"{file} is unfinished: to finish it, run the command that converts "
+            f"{state.source or 'its source'} once more"
+        )
+    raise StoreError(f"{file} is an LMDB, but not one of a known image store")
+
+
+def _check_shards(path: Path, parts: list[Shard], partial: bool) -> None:
+    foreign = [part.file for part in parts if not isinstance(part, Shard)]
+    if foreign:
+        raise StoreError(f"{foreign[0]} is no shard of this format")
+    first = parts[0].meta
+    for part in parts:
+        if (part.meta.conversion, part.meta.shards) != (first.conversion, first.shards):
+            raise StoreError(f"{part.file} belongs to another store than {parts[0].file}")
+    found = [part.meta.shard for part in parts]
+    missing = sorted(set(range(first.shards)) - set(found))
+    if len(set(found)) != len(found):
+        raise StoreError(f"{path} holds a shard twice: {found}")
+    if missing and not partial:
+        raise StoreError(
+            f"{path} lacks {len(missing)} of {first.shards} shards, the first of them {missing[0]}"
+        )
+
+
+def _reopen(path: Path, partial: bool) -> LMDBStore:
+    return LMDBStore(path, partial=partial)

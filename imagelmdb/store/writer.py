@@ -1,0 +1,190 @@
+"""ShardWriter: one LMDB of our format being written, killed and resumed at any moment.
+
+Rows go in by transactions of many, each with a journal entry that holds the rows' columns (label, size,
+checksum, name). The last transaction turns the journal into the store's flat arrays and "!unfinished" into
+`__meta__`: before it the LMDB is unfinished, after it complete, and nothing lies between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import lmdb
+import msgpack
+import numpy as np
+
+from imagelmdb.errors import UserError
+
+from .format import (
+    ARRAYS,
+    FORMAT_VERSION,
+    JOURNAL_PREFIX,
+    KEYS_KEY,
+    LEN_KEY,
+    META_KEY,
+    UNFINISHED_KEY,
+    Meta,
+    StoreError,
+    digest_arrays,
+    make_key,
+)
+
+# The file grows with the map on Windows, so the map grows in steps and never holds much air.
+_SMALLEST_GROWTH_BYTES = 64 << 20
+
+_COLUMNS = {"positions": "<i8", "labels": "<i4", "sizes": "<i4", "checksums": "<u8", "image_bytes": "<i8"}
+
+
+class DiskFullError(UserError):
+    """No room for the next transaction; all before it is kept."""
+
+    exit_code = 4
+
+
+class Row(NamedTuple):
+    """One record, ready to be stored."""
+
+    position: int
+    value: bytes
+    label: int
+    width: int
+    height: int
+    checksum: int
+    image_bytes: int
+    name: str
+    note: str
+
+
+class ShardWriter:
+    """Opens or goes on with an unfinished LMDB at `file`."""
+
+    def __init__(self, file: Path, conversion: str, source: str):
+        self.file = file
+        self.finished: Meta | None = None
+        self._journal: list[dict] = []
+        size = file.stat().st_size if file.exists() else 0
+        try:
+            self._lmdb = lmdb.open(
+                str(file), subdir=False, lock=False, readahead=False, map_size=size + _SMALLEST_GROWTH_BYTES
+            )
+            self._resume(conversion, source)
+        except (lmdb.Error, OSError) as error:
+            raise _explain(error, file) from error
+
+    def done(self) -> np.ndarray:
+        """Positions that are stored; empty for a finished LMDB, whose journal is gone."""
+        return self._column("positions")
+
+    def count(self) -> int:
+        """Records that are stored."""
+        return self.finished.count if self.finished else len(self.done())
+
+    def write(self, rows: list[Row]) -> None:
+        """Store rows in one transaction: all of them or none."""
+        columns = {
+            "positions": [row.position for row in rows],
+            "labels": [row.label for row in rows],
+            "sizes": [(row.width, row.height) for row in rows],
+            "checksums": [row.checksum for row in rows],
+            "image_bytes": [row.image_bytes for row in rows],
+        }
+        entry = {name: np.array(values, _COLUMNS[name]).tobytes() for name, values in columns.items()}
+        entry["names"] = "\0".join(row.name for row in rows)
+        entry["notes"] = [(row.position, row.name, row.note) for row in rows if row.note]
+
+        def put(transaction: lmdb.Transaction) -> None:
+            for row in rows:
+                transaction.put(make_key(row.position), row.value)
+            transaction.put(JOURNAL_PREFIX + make_key(len(self._journal)), msgpack.packb(entry))
+
+        self._transact(put)
+        self._journal.append(entry)
+
+    def notes(self) -> list[tuple[str, str]]:
+        """(name, note) of every row that has a note, by position."""
+        noted = sorted(tuple(note) for entry in self._journal for note in entry["notes"])
+        return [(name, note) for _, name, note in noted]
+
+    def finish(self, meta: Meta) -> Meta:
+        """Turn the journal into the store's arrays and say that it is complete."""
+        if self.finished:
+            return self.finished
+        arrays = self._arrays()
+        keys = [make_key(position) for position in arrays["positions"].tolist()]
+        meta = dataclasses.replace(
+            meta,
+            count=len(keys),
+            image_bytes=int(self._column("image_bytes").sum()),
+            digest=digest_arrays([arrays]),
+        )
+
+        def put(transaction: lmdb.Transaction) -> None:
+            for number in range(len(self._journal)):
+                transaction.delete(JOURNAL_PREFIX + make_key(number))
+            transaction.delete(UNFINISHED_KEY)
+            for name, (key, dtype, _) in ARRAYS.items():
+                if name != "positions" or meta.skipped:
+                    transaction.put(key, arrays[name].astype(dtype).tobytes())
+            transaction.put(LEN_KEY, msgpack.packb(len(keys)))
+            transaction.put(KEYS_KEY, msgpack.packb(keys))
+            transaction.put(META_KEY, meta.pack())
+
+        self._transact(put)
+        self.finished = meta
+        return meta
+
+    def close(self) -> None:
+        self._lmdb.close()
+
+    def _resume(self, conversion: str, source: str) -> None:
+        with self._lmdb.begin(write=True) as transaction:
+            if meta := transaction.get(META_KEY):
+                self.finished = Meta.unpack(meta)
+                return
+            if transaction.get(UNFINISHED_KEY) is None:
+                facts = {"version": FORMAT_VERSION, "conversion": conversion, "source": source}
+                transaction.put(UNFINISHED_KEY, msgpack.packb(facts))
+                return
+            while entry := transaction.get(JOURNAL_PREFIX + make_key(len(self._journal))):
+                self._journal.append(msgpack.unpackb(entry))
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        positions = self.done()
+        order = np.argsort(positions)
+        names = [name for entry in self._journal for name in entry["names"].encode().split(b"\0")]
+        names = [names[i] for i in order.tolist()]
+        return {
+            "positions": positions[order],
+            "labels": self._column("labels")[order],
+            "sizes": self._column("sizes").reshape(-1, 2)[order],
+            "checksums": self._column("checksums")[order],
+            "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
+            "names": np.frombuffer(b"".join(names), np.uint8),
+        }
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.frombuffer(b"".join(entry[name] for entry in self._journal), _COLUMNS[name])
+
+    def _transact(self, work: Callable[[lmdb.Transaction], None]) -> None:
+        while True:
+            try:
+                with self._lmdb.begin(write=True) as transaction:
+                    work(transaction)
+                return
+            except lmdb.MapFullError:
+                size = self._lmdb.info()["map_size"]
+                self._lmdb.set_mapsize(size + max(size // 4, _SMALLEST_GROWTH_BYTES))
+            except lmdb.Error as error:
+                raise _explain(error, self.file) from error
+
+
+def _explain(error: Exception, file: Path) -> Exception:
+    code = getattr(error, "errno", None)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if code in full or any(text in str(error) for text in ("No space left", "quota", "File too large")):
+        return DiskFullError(f"no room on the disk for {file}; free some, then the same command goes on")
+    return StoreError(f"cannot write {file}: {error}")
