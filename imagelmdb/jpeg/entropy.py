@@ -1,0 +1,256 @@
+"""Entropy-coded data of a sequential scan to tokens (see huffman.py), and tokens to tiles.
+
+A sequential scan never becomes coefficients: one pass decodes the symbols and counts them, and only the DC
+differences that follow a new restart marker change. A helper that took arrays would cost reference counting
+for every token, so the loops are written out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from imagelmdb.jpeg.huffman import LOOKUP_BITS, LOOKUP_SIZE
+from imagelmdb.jpeg.jit import jit
+from imagelmdb.jpeg.markers import JPEGError
+
+BLOCK_BYTES = 256  # more than one block can use: 64 symbols of at most 26 bits
+OK, TRUNCATED, BAD_CODE, BAD_DC, OVERRUN, LEFTOVER = range(6)
+_REASONS = {
+    TRUNCATED: "truncated: entropy-coded data ends inside a block",
+    BAD_CODE: "a code that no Huffman table holds",
+    BAD_DC: "a DC coefficient out of range",
+    OVERRUN: "a block with more than 64 coefficients",
+    LEFTOVER: "data left over behind the last block of an interval",
+}
+
+
+class Bits(NamedTuple):
+    """Entropy-coded data without stuffing, cut at its restart markers; every interval starts a new word."""
+
+    words: np.ndarray  # uint32, most significant bit first, with room to read one block too far
+    first_word: np.ndarray  # int64, by interval
+    end_bit: np.ndarray  # int64, by interval
+
+
+def check(status: int) -> None:
+    if status != OK:
+        raise JPEGError(_REASONS[status])
+
+
+def read_bits(data: np.ndarray, start: int, end: int, intervals: int) -> Bits:
+    """The bits of a scan; JPEGError unless RST0, RST1, ... cut it into just `intervals` intervals."""
+    if 2 * intervals > end - start + 2:
+        raise JPEGError("truncated: fewer restart markers than intervals")
+    buffer = np.empty((end - start + 4 * intervals + BLOCK_BYTES + 8) & ~3, np.uint8)
+    first_word, end_bit = np.empty(intervals, np.int64), np.empty(intervals, np.int64)
+    escapes = np.flatnonzero(data[start:end] == 0xFF)
+    if _unstuff(data, start, end, escapes, buffer, first_word, end_bit) != intervals:
+        raise JPEGError("restart markers that are missing, too many or out of order")
+    return Bits(buffer.view(">u4").astype(np.uint32), first_word, end_bit)
+
+
+@jit
+def _unstuff(data, start, end, escapes, buffer, first_word, end_bit):
+    """Returns the number of intervals, -1 where they do not fit or are out of order."""
+    interval, at, copied = 0, 0, start
+    first_word[0] = 0
+    for i in range(escapes.size + 1):
+        escape = start + escapes[i] if i < escapes.size else end
+        if escape < copied:  # an FF of a marker's fill bytes
+            continue
+        stuffed = escape + 1 < end and data[escape + 1] == 0
+        stop = escape + 1 if stuffed else escape
+        for j in range(stop - copied):
+            buffer[at + j] = data[copied + j]
+        at += stop - copied
+        copied = stop + 1
+        if stuffed:
+            continue
+        end_bit[interval] = at * 8
+        if escape == end:
+            break
+        while copied < end and data[copied] == 0xFF:
+            copied += 1
+        if copied >= end or data[copied] != 0xD0 + (interval & 7) or interval + 1 >= first_word.size:
+            return -1
+        copied += 1
+        interval += 1
+        while at & 3:
+            buffer[at] = 0
+            at += 1
+        first_word[interval] = at >> 2
+    for j in range(at, buffer.size):
+        buffer[j] = 0
+    return interval + 1
+
+
+@jit
+def read_tokens(
+    words,
+    first_word,
+    end_bit,
+    interval_mcus,
+    mcus,
+    row_mcus,
+    tile_mcus,
+    slots,
+    lookups,
+    tokens,
+    starts,
+    histogram,
+):
+    """One interleaved scan (or a lone component) to tokens; DC differences are those of the tiles.
+
+    slots: by block of an MCU (component, DC look-up, AC look-up). Fills tokens, starts[block] and histogram.
+    """
+    dc_in = np.zeros(4, np.int64)
+    dc_out = np.zeros(4, np.int64)
+    accumulator, filled, word, end, interval = np.uint64(0), 0, 0, 0, 0
+    count, block = 0, 0
+    for mcu in range(mcus):
+        if mcu % interval_mcus == 0:
+            if mcu > 0:
+                if end - (word * 32 - filled) >= 8:
+                    return LEFTOVER
+                interval += 1
+            word, end = first_word[interval], end_bit[interval]
+            accumulator, filled = np.uint64(0), 0
+            dc_in[:] = 0
+        if (mcu % row_mcus) % tile_mcus == 0:
+            dc_out[:] = 0
+        for slot in range(slots.shape[0]):
+            component, dc_row, ac_row = slots[slot, 0], slots[slot, 1], slots[slot, 2]
+            if count + 64 > tokens.size:
+                return TRUNCATED
+            starts[block] = count
+            block += 1
+            if filled < 32:
+                accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                word += 1
+                filled += 32
+            entry = lookups[dc_row, accumulator >> np.uint64(64 - LOOKUP_BITS)]
+            if entry == 0:
+                prefix = np.int64(accumulator >> np.uint64(48))
+                for length in range(1, 17):
+                    if prefix < lookups[dc_row, LOOKUP_SIZE + length]:
+                        index = (
+                            (prefix >> (16 - length)) + np.int64(lookups[dc_row, LOOKUP_SIZE + 17 + length])
+                        ) & 0xFFFFFFFF
+                        entry = lookups[dc_row, LOOKUP_SIZE + 34 + index]
+                        break
+                if entry == 0:
+                    return BAD_CODE
+            bits = np.int64(entry & np.uint32(0xFF))
+            size = np.int64((entry >> np.uint32(16)) & np.uint32(15))
+            extra = np.int64(accumulator >> np.uint64(64 - bits)) & ((1 << size) - 1)
+            accumulator <<= np.uint64(bits)
+            filled -= bits
+            difference = extra if size == 0 or extra >> (size - 1) else extra - (1 << size) + 1
+            old = dc_in[component]
+            dc_in[component] = old + difference
+            if old != dc_out[component]:  # a tile's first block: the difference is to 0 now
+                difference = old + difference - dc_out[component]
+                size, magnitude = 0, abs(difference)
+                while magnitude >> size:
+                    size += 1
+                if size > 11:
+                    return BAD_DC
+                extra = difference if difference >= 0 else difference + (1 << size) - 1
+                entry = (entry & np.uint32(0x3000000)) | np.uint32(size << 16)
+            dc_out[component] = dc_in[component]
+            token = (entry & np.uint32(0x3FF0000)) | np.uint32(extra)
+            tokens[count] = token
+            count += 1
+            histogram[token >> np.uint32(16)] += 1
+            k = 1
+            while k < 64:
+                if filled < 32:
+                    accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                    word += 1
+                    filled += 32
+                entry = lookups[ac_row, accumulator >> np.uint64(64 - LOOKUP_BITS)]
+                if entry == 0:
+                    prefix = np.int64(accumulator >> np.uint64(48))
+                    for length in range(1, 17):
+                        if prefix < lookups[ac_row, LOOKUP_SIZE + length]:
+                            index = (
+                                (prefix >> (16 - length))
+                                + np.int64(lookups[ac_row, LOOKUP_SIZE + 17 + length])
+                            ) & 0xFFFFFFFF
+                            entry = lookups[ac_row, LOOKUP_SIZE + 34 + index]
+                            break
+                    if entry == 0:
+                        return BAD_CODE
+                bits = np.int64(entry & np.uint32(0xFF))
+                size = np.int64((entry >> np.uint32(16)) & np.uint32(15))
+                extra = np.int64(accumulator >> np.uint64(64 - bits)) & ((1 << size) - 1)
+                accumulator <<= np.uint64(bits)
+                filled -= bits
+                k += np.int64((entry >> np.uint32(8)) & np.uint32(0xFF))
+                token = (entry & np.uint32(0x3FF0000)) | np.uint32(extra)
+                tokens[count] = token
+                count += 1
+                histogram[token >> np.uint32(16)] += 1
+            if 64 < k < 128:
+                return OVERRUN
+            if word * 32 - filled > end:
+                return TRUNCATED
+    if end - (word * 32 - filled) >= 8:
+        return LEFTOVER
+    starts[block] = count
+    return OK
+
+
+@jit
+def write_tokens(tokens, starts, order, tile_blocks, codes, out, lengths):
+    """Tokens of the blocks in `order` to entropy-coded tiles, each closed by RSTn, the last by EOI.
+
+    Returns the bytes written; lengths[tile] counts the tile's two closing bytes as well.
+    """
+    at = 0
+    for tile in range(lengths.size):
+        tile_start = at
+        accumulator, filled = np.uint64(0), 0
+        last = min((tile + 1) * tile_blocks, order.size)
+        for block in order[tile * tile_blocks : last]:
+            for i in range(starts[block], starts[block + 1]):
+                token = tokens[i]
+                code = codes[token >> np.uint32(16)]
+                bits = np.int64(code & np.uint64(0xFF))
+                accumulator = (accumulator << np.uint64(bits)) | (code >> np.uint64(8))
+                accumulator |= np.uint64(token & np.uint32(0xFFFF))
+                filled += bits
+                if filled >= 32:
+                    filled -= 32
+                    word = np.uint32((accumulator >> np.uint64(filled)) & np.uint64(0xFFFFFFFF))
+                    inverse = ~word
+                    if (inverse - np.uint32(0x01010101)) & word & np.uint32(0x80808080):
+                        for shift in range(24, -1, -8):
+                            out[at] = np.uint8((word >> np.uint32(shift)) & np.uint32(0xFF))
+                            at += 1
+                            if out[at - 1] == 0xFF:
+                                out[at] = 0
+                                at += 1
+                    else:
+                        out[at] = np.uint8(word >> np.uint32(24))
+                        out[at + 1] = np.uint8((word >> np.uint32(16)) & np.uint32(0xFF))
+                        out[at + 2] = np.uint8((word >> np.uint32(8)) & np.uint32(0xFF))
+                        out[at + 3] = np.uint8(word & np.uint32(0xFF))
+                        at += 4
+        pad = -filled & 7
+        accumulator = (accumulator << np.uint64(pad)) | np.uint64((1 << pad) - 1)
+        filled += pad
+        while filled > 0:
+            filled -= 8
+            out[at] = np.uint8((accumulator >> np.uint64(filled)) & np.uint64(0xFF))
+            at += 1
+            if out[at - 1] == 0xFF:
+                out[at] = 0
+                at += 1
+        out[at] = 0xFF
+        out[at + 1] = 0xD0 + (tile & 7) if tile + 1 < lengths.size else 0xD9
+        at += 2
+        lengths[tile] = at - tile_start
+    return at

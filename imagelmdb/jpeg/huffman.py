@@ -1,0 +1,137 @@
+"""Huffman tables: look-up tables to decode with, and optimal code lengths to encode with.
+
+A token is one Huffman symbol of a block with its extra bits, in 32 bits:
+
+    bits 16..25  table and symbol: output table (0 DC 0, 1 AC 0, 2 DC 1, 3 AC 1) << 8 | symbol
+    bits 0..15   the extra bits, as many as the symbol's low four bits say
+
+The first component is coded with tables 0 and 1, all others with 2 and 3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from imagelmdb.jpeg.jit import jit
+from imagelmdb.jpeg.markers import HuffmanTable
+
+LOOKUP_BITS = 10
+LOOKUP_SIZE = 1 << LOOKUP_BITS
+TABLE_SIZE = LOOKUP_SIZE + 2 * 17 + 256  # look-up, limit by length, first index by length, entries
+BLOCK_END = 128  # how far EOB advances: past any coefficient
+
+DC, AC, PROGRESSIVE_AC = 0, 1, 2  # which symbols a table may hold
+
+
+def make_lookup(table: HuffmanTable, kind: int, output_table: int) -> np.ndarray:
+    """One row of uint32: the look-up table and, behind it, what finds codes longer than LOOKUP_BITS.
+
+    An entry is 0 (look further, or no such code), or
+    bits 16..25 table and symbol, 8..15 how far the coefficient index moves on, 0..7 bits of code and extra.
+    """
+    row = np.zeros(TABLE_SIZE, np.uint32)
+    counts = np.array(list(table.counts), np.int64)
+    symbols = np.array(list(table.symbols), np.int64)
+    _fill_lookup(counts, symbols, kind, output_table, row)
+    return row
+
+
+@jit
+def _fill_lookup(counts, symbols, kind, output_table, row):
+    limits, firsts, entries = LOOKUP_SIZE, LOOKUP_SIZE + 17, LOOKUP_SIZE + 34
+    code, index = 0, 0
+    for length in range(1, 17):
+        row[firsts + length] = np.uint32((index - code) & 0xFFFFFFFF)
+        for _ in range(counts[length - 1]):
+            symbol = symbols[index]
+            size, run = symbol & 15, symbol >> 4
+            if kind == DC:
+                known, step = symbol <= 11, 1
+            elif kind == AC:
+                known = size <= 10 and (size > 0 or run == 0 or run == 15)
+                step = run + 1 if size > 0 or run == 15 else BLOCK_END
+            else:
+                known, step = size <= 10, run + 1
+            entry = (output_table << 24) | (symbol << 16) | (step << 8) | (length + size)
+            if known:
+                row[entries + index] = entry
+                if length <= LOOKUP_BITS:
+                    first = code << (LOOKUP_BITS - length)
+                    for i in range(first, first + (1 << (LOOKUP_BITS - length))):
+                        row[i] = entry
+            code += 1
+            index += 1
+        row[limits + length] = code << (16 - length)
+        code <<= 1
+
+
+@jit
+def optimal_table(histogram, table, counts, symbols):
+    """Code lengths for one table (ITU T.81, annex K.2): at most 16 bits, no code of ones only.
+
+    Fills counts[1..16] and symbols, returns the number of symbols.
+    """
+    frequency = np.zeros(257, np.int64)
+    frequency[:256] = histogram[table * 256 : table * 256 + 256]
+    frequency[256] = 1  # the reserved code: it ends up as the longest, all ones
+    size = np.zeros(257, np.int64)
+    other = np.full(257, -1, np.int64)
+    while True:
+        low, second = -1, -1
+        for i in range(257):
+            if frequency[i] > 0:
+                if low < 0 or frequency[i] <= frequency[low]:
+                    low, second = i, low
+                elif second < 0 or frequency[i] <= frequency[second]:
+                    second = i
+        if second < 0:
+            break
+        frequency[low] += frequency[second]
+        frequency[second] = 0
+        size[low] += 1
+        while other[low] >= 0:
+            low = other[low]
+            size[low] += 1
+        other[low] = second
+        size[second] += 1
+        while other[second] >= 0:
+            second = other[second]
+            size[second] += 1
+    lengths = np.zeros(258, np.int64)
+    for i in range(257):
+        if size[i] > 0:
+            lengths[size[i]] += 1
+    for i in range(257, 16, -1):
+        while lengths[i] > 0:  # move a pair up: its prefix takes one, a shorter code makes room for the other
+            j = i - 2
+            while lengths[j] == 0:
+                j -= 1
+            lengths[i] -= 2
+            lengths[i - 1] += 1
+            lengths[j + 1] += 2
+            lengths[j] -= 1
+    longest = 16
+    while longest > 0 and lengths[longest] == 0:
+        longest -= 1
+    lengths[longest] -= 1  # the reserved code
+    counts[:17] = lengths[:17]
+    found = 0
+    for length in range(1, 258):
+        for i in range(256):
+            if size[i] == length:
+                symbols[found] = i
+                found += 1
+    return found
+
+
+@jit
+def fill_codes(table, counts, symbols, codes):
+    """codes[table and symbol] = (code << extra bits) << 8 | bits of code and extra bits."""
+    code, index = 0, 0
+    for length in range(1, 17):
+        for _ in range(counts[length]):
+            extra = symbols[index] & 15
+            codes[table * 256 + symbols[index]] = (code << (extra + 8)) | (length + extra)
+            code += 1
+            index += 1
+        code <<= 1
