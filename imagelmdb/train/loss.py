@@ -1,0 +1,31 @@
+"""The loss of a batch, from class numbers or from soft targets (batch x classes).
+
+loss_of = make_loss(config)
+loss = loss_of(logits, targets)
+"""
+
+from collections.abc import Callable
+
+from timm.loss import BinaryCrossEntropy
+from torch import Tensor, nn
+
+from imagelmdb.config import Config
+
+
+def make_loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    if config.loss == "ce":
+        return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    bce = BinaryCrossEntropy(
+        smoothing=config.label_smoothing,
+        target_threshold=config.bce_threshold or None,
+        sum_classes=config.bce_sum,
+    )
+
+    def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+        # timm smooths class numbers, and leaves it to the caller for soft targets.
+        if targets.ndim == 2:
+            off = config.label_smoothing / targets.shape[1]
+            targets = targets * (1 - config.label_smoothing) + off
+        return bce(logits, targets)
+
+    return loss_of

@@ -1,0 +1,112 @@
+"""The model: any torchvision classifier by name, any timm model as timm:NAME.
+
+model = make_model(config, classes=1000, device=torch.device("cuda"))
+"""
+
+import math
+import urllib.error
+
+import timm
+import torch
+import torchvision
+from timm.layers import BlurPool2d
+from torch import nn
+
+from imagelmdb.config import Config
+from imagelmdb.errors import UserError
+from imagelmdb.recipe import nearest
+
+_UNFETCHED = "--pretrained: the weights of {} cannot be fetched: {}"
+
+
+def make_model(config: Config, *, classes: int, device: torch.device) -> nn.Module:
+    """The model on its device, in its memory format; not wrapped, not compiled."""
+    make = _make_timm if config.arch.startswith("timm:") else _make_torchvision
+    model = make(config, classes)
+    if config.zero_init:
+        zero_last_gammas(model, arch=config.arch)
+    if config.prior_bias:
+        nn.init.constant_(_head(model, arch=config.arch)[1].bias, -math.log(classes))
+    if config.blurpool:
+        add_blurpool(model, max_pools=config.blurpool_maxpool)
+    if config.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(device=device, memory_format=memory_format)
+
+
+def zero_last_gammas(model: nn.Module, *, arch: str) -> None:
+    """Each residual block starts as the identity: the gamma of its last BatchNorm is 0."""
+    blocks = [m for m in model.modules() if hasattr(m, "downsample") and hasattr(m, "bn2")]
+    if not blocks:
+        raise UserError(f"--zero-init: {arch} has no residual blocks that end in a BatchNorm")
+    for block in blocks:
+        nn.init.zeros_(getattr(block, "bn3", block.bn2).weight)
+
+
+def add_blurpool(module: nn.Module, *, max_pools: bool) -> None:
+    """Blurs the input of each strided convolution of 16 channels or more, as FFCV and Composer do.
+
+    timm's layer pads by reflection, where theirs pads with zeros.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
+            setattr(module, name, nn.Sequential(BlurPool2d(child.in_channels, stride=1), child))
+        elif isinstance(child, nn.MaxPool2d) and max_pools and child.stride == 2:
+            child.stride = 1
+            setattr(module, name, nn.Sequential(child, BlurPool2d(stride=2)))
+        else:
+            add_blurpool(child, max_pools=max_pools)
+
+
+def _make_torchvision(config: Config, classes: int) -> nn.Module:
+    names = torchvision.models.list_models(module=torchvision.models)
+    if config.arch not in names:
+        hint = f": use timm:{config.arch}" if timm.is_model(config.arch) else nearest(config.arch, names)
+        raise UserError(f"--arch {config.arch} is no model of torchvision{hint}")
+    options = {"stochastic_depth_prob": config.drop_path} if config.drop_path else {}
+    if config.arch in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": not config.pretrained}
+    options |= {"weights": "DEFAULT"} if config.pretrained else {"num_classes": classes}
+    try:
+        model = torchvision.models.get_model(config.arch, **options)
+    except TypeError as error:
+        if "stochastic_depth_prob" not in str(error):
+            raise
+        hint = f"; timm:{config.arch} has" if timm.is_model(config.arch) else ""
+        raise UserError(f"--drop-path: torchvision's {config.arch} has no stochastic depth{hint}") from None
+    except urllib.error.URLError as error:
+        raise UserError(
+            f"--pretrained: the weights of {config.arch} cannot be fetched: {error.reason}"
+        ) from None
+    if config.pretrained:
+        name, head = _head(model, arch=config.arch)
+        if head.out_features != classes:
+            model.set_submodule(name, nn.Linear(head.in_features, classes))
+    return model
+
+
+def _make_timm(config: Config, classes: int) -> nn.Module:
+    name = config.arch.removeprefix("timm:")
+    if not timm.is_model(name):
+        raise UserError(f"--arch {config.arch} is no model of timm{nearest(name, timm.list_models())}")
+    options = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    try:
+        return timm.create_model(name, pretrained=config.pretrained, num_classes=classes, **options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise UserError(f"--drop-path: timm's {name} has no stochastic depth") from None
+    except (OSError, RuntimeError) as error:
+        if not config.pretrained:
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(_UNFETCHED.format(name, reason)) from None
+
+
+def _head(model: nn.Module, *, arch: str) -> tuple[str, nn.Linear]:
+    """The last linear layer and its name."""
+    linears = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if not linears:
+        raise UserError(f"--arch {arch} ends in no linear layer: --pretrained and --prior-bias need one")
+    return linears[-1]

@@ -1,0 +1,89 @@
+"""Models by name, and the changes that recipes make to them."""
+
+import math
+
+import pytest
+import torch
+from timm.layers import BlurPool2d
+from torch import nn
+
+from imagelmdb.config import Config
+from imagelmdb.errors import UserError
+from imagelmdb.train.model import make_model
+
+
+def build(**options) -> nn.Module:
+    return make_model(Config(**options), classes=10, device=torch.device("cpu")).eval()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "timm:resnet18", "googlenet"])
+def test_a_model_has_an_output_for_each_class(arch):
+    assert build(arch=arch)(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "resnet1"}, "resnet1 is no model of torchvision: did you mean resnet1"),
+        ({"arch": "resnet26"}, "use timm:resnet26"),
+        ({"arch": "timm:resnet1"}, "timm:resnet1 is no model of timm: did you mean resnet1"),
+        ({"arch": "resnet18", "drop_path": 0.1}, "no stochastic depth; timm:resnet18 has"),
+        ({"arch": "timm:vgg11", "drop_path": 0.1}, "timm's vgg11 has no stochastic depth"),
+        ({"arch": "mobilenet_v2", "zero_init": True}, "--zero-init: mobilenet_v2 has no residual blocks"),
+        ({"arch": "squeezenet1_1", "loss": "bce", "prior_bias": True}, "ends in no linear layer"),
+    ],
+)
+def test_an_unfitting_model_is_one_line_with_the_way_out(options, message):
+    with pytest.raises(UserError) as error:
+        build(**options)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "timm:resnet50"])
+def test_with_zero_init_each_residual_block_starts_as_the_identity(arch):
+    model = build(arch=arch, zero_init=True)
+    blocks = [m for m in model.modules() if hasattr(m, "conv2") and hasattr(m, "downsample")]
+    assert blocks
+    for block in blocks:
+        if block.downsample is None:
+            x = torch.rand(1, block.conv1.in_channels, 8, 8)
+            assert torch.equal(block(x), x)
+
+
+def test_blurpool_blurs_before_each_strided_convolution_but_the_stem():
+    plain, blurred = build(arch="resnet50"), build(arch="resnet50", blurpool=True)
+    strided = [m for m in plain.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+    blurs = [m for m in blurred.modules() if isinstance(m, BlurPool2d)]
+    assert len(blurs) == len(strided) - 1 == 6
+    assert isinstance(blurred.conv1, nn.Conv2d)
+    assert isinstance(blurred.layer2[0].conv2[0], BlurPool2d)
+    x = torch.rand(1, 3, 64, 64)
+    assert blurred(x).shape == plain(x).shape
+    assert len(blurred.state_dict()) == len(plain.state_dict())
+
+
+def test_blurred_max_pools_keep_their_output_size():
+    model = build(arch="resnet18", blurpool=True, blurpool_maxpool=True)
+    x = torch.rand(1, 64, 32, 32)
+    assert model.maxpool(x).shape == nn.MaxPool2d(3, 2, 1)(x).shape
+
+
+def test_stochastic_depth_grows_to_the_last_block():
+    model = build(arch="timm:resnet18", drop_path=0.1)
+    rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_prior_bias_starts_each_class_at_one_over_their_number():
+    model = build(arch="resnet18", loss="bce", prior_bias=True)
+    assert model.fc.bias.tolist() == pytest.approx([-math.log(10)] * 10)
+
+
+def test_memory_format_and_sync_bn_follow_the_options():
+    model = build(arch="resnet18", channels_last=True, sync_bn=True)
+    assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert isinstance(model.bn1, nn.SyncBatchNorm)
+    assert not build(arch="resnet18", channels_last=False).conv1.weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
