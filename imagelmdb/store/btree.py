@@ -9,6 +9,7 @@ The layout is LMDB 0.9's data version 1 as 64-bit little-endian machines write i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +76,25 @@ class Pages:
             if nested:
                 raise StoreError(f"sub-database {name!r} holds another one")
         _check_runs(runs)
+
+    def locate_values(self, tree: np.void) -> Iterator[tuple[bytes, int, int]]:
+        """(key, offset in the file, size) of each value that has overflow pages of its own, in key order."""
+        level = np.array([int(tree["root"])])
+        for _ in range(int(tree["depth"]) - 1):
+            nodes = self._read_nodes(level, BRANCH, minimum=2)
+            level = (nodes.value | nodes.flags << 32).astype(np.int64)
+        for start in range(0, len(level), BATCH):
+            pages = level[start : start + BATCH]
+            nodes = self._read_nodes(pages, LEAF, minimum=1)
+            big = np.flatnonzero(nodes.flags == BIG)
+            ends = pages[nodes.page[big]] * self.page_size + nodes.end[big]
+            runs = self.bytes[ends[:, None] + np.arange(8)].view("<u8")[:, 0].astype(np.int64)
+            offsets = runs * self.page_size + PAGE_HEADER
+            sizes = nodes.keys.sizes[big]
+            for end, key_size, offset, size in zip(
+                ends.tolist(), sizes.tolist(), offsets.tolist(), nodes.value[big].tolist(), strict=True
+            ):
+                yield bytes(self.bytes[end - key_size : end]), offset, size
 
     def check_tree(self, tree: np.void, read_values: bool) -> tuple[list, list[tuple[bytes, np.void]]]:
         """Check one B-tree; return the runs of pages (starts, lengths) it owns and the trees it names."""

@@ -8,7 +8,6 @@ transaction of its own.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import threading
@@ -23,11 +22,6 @@ from . import pages
 from .format import StoreError
 
 _MAX_SUB_DATABASES = 4096  # TorchRecord keeps each part in a named one
-
-_madvise = None
-if hasattr(mmap, "MADV_WILLNEED"):
-    _madvise = ctypes.CDLL(None).madvise
-    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 _open_environments: weakref.WeakValueDictionary[tuple, Environment] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
@@ -51,7 +45,7 @@ class Environment:
     """Reads by key. What it returns stays valid as long as it is held, the store closed or not."""
 
     def __init__(self, file: Path):
-        pages.check_file(file)  # a truncated file would be a bus error at the first read beyond its end
+        self.facts = pages.check_file(file)  # in a truncated file, reads beyond its end are bus errors
         self.file = file
         try:
             self._lmdb = lmdb.open(
@@ -60,16 +54,20 @@ class Environment:
                 readonly=True,
                 lock=False,
                 create=False,
-                readahead=False,
                 max_dbs=_MAX_SUB_DATABASES,
             )
         except lmdb.Error as error:
             raise StoreError(f"{file} does not open: {error}") from error
+        with file.open("rb") as opened:
+            self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         self._main = self._lmdb.open_db()
         self._sub_databases: dict[str | None, object] = {None: self._main}
 
     def get(self, key: bytes, database: str | None = None) -> memoryview | None:
-        """The value under `key` as a read-only view of the mapping; None where there is none."""
+        """The value under `key` as a read-only view of the mapping; None where there is none.
+
+        py-lmdb reads all of it from the disk.
+        """
         try:
             with self._lmdb.begin(db=self._database(database), buffers=True) as transaction:
                 value = transaction.get(key)
@@ -91,12 +89,17 @@ class Environment:
         with self._lmdb.begin() as transaction:
             return transaction.stat(self._database(database))["entries"]
 
-    def prefetch(self, value: memoryview) -> None:
-        """Ask the kernel to read a value's pages ahead, in one request instead of a fault for each page."""
-        start = _address(value)
-        first_page = start - start % mmap.PAGESIZE
-        if _madvise is not None:
-            _madvise(first_page, start + len(value) - first_page, mmap.MADV_WILLNEED)
+    def view(self, offset: int, size: int) -> memoryview:
+        """Bytes of the file as a read-only view of the mapping; nothing is read before it is used."""
+        if not 0 <= offset <= offset + size <= len(self._map):
+            raise StoreError(f"{self.file} has no {size} bytes at {offset}")
+        return memoryview(self._map)[offset : offset + size]
+
+    def prefetch(self, offset: int, size: int) -> None:
+        """Ask the kernel to read these bytes ahead, in one request instead of a fault for each page."""
+        if hasattr(mmap, "MADV_WILLNEED") and 0 <= offset <= offset + size <= len(self._map):
+            start = offset - offset % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, start, offset + size - start)
 
     def _database(self, name: str | None):
         if name not in self._sub_databases:

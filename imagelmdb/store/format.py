@@ -12,6 +12,10 @@ A store is one LMDB, or a directory of shards, each an LMDB of this format:
     b"__names__"      uint8[...]           | names[name_ends[i-1]:name_ends[i]]
     b"__name_ends__"  int64[n]            /
     b"__positions__"  int64[n]            only where some were skipped: the number in record i's key
+    b"__extents__"    int64[n, 2]         (offset in the file, bytes) of record i's value; 0: look it up
+
+Extents are there because py-lmdb touches every page of a value that it returns, and a crop wants few of
+them; a value that fills pages of its own stays where it is until it is rewritten.
 
 A reader that knows only `value[0]` (image bytes) and `value[1]` (label) works on it. While a conversion
 runs there is no __meta__ but "!unfinished" and "!journal..." (see writer.py), which the last transaction
@@ -45,6 +49,7 @@ ARRAYS = {  # name -> key, dtype on disk, shape of one row
     "name_ends": (b"__name_ends__", np.dtype("<i8"), ()),
     "names": (b"__names__", np.dtype("u1"), ()),
     "positions": (b"__positions__", np.dtype("<i8"), ()),
+    "extents": (b"__extents__", np.dtype("<i8"), (2,)),
 }
 
 
@@ -87,6 +92,8 @@ class Meta:
     source: str = ""
     conversion: str = ""  # digest of source and settings: shards of one store agree, and so does a resume
     digest: str = ""  # of this LMDB's records, see digest_arrays
+    transaction: int = 0  # LMDB's number of the last one: where it differs, the extents no longer hold
+    array_extents: dict = field(default_factory=dict)  # name -> (offset, bytes)
     summary: dict = field(default_factory=dict)  # what the conversion counted
 
     def pack(self) -> bytes:

@@ -10,6 +10,7 @@ check_tree(path)    every page of every B-tree, and the order of keys: 0.4 s for
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,12 @@ def check_tree(path: str | Path, *, read_values: bool = False) -> FileFacts:
     facts, tree = _read_meta(path)
     _check_trees(path, facts, tree, read_values)
     return facts
+
+
+def locate_values(path: str | Path) -> Iterator[tuple[bytes, int, int]]:
+    """(key, offset in the file, size) of the values that fill a page or more, in key order."""
+    facts, tree = _read_meta(path)
+    yield from Pages(path, facts.page_size, facts.last_page + 1).locate_values(tree)
 
 
 def _read_meta(path: str | Path) -> tuple[FileFacts, np.void]:

@@ -131,9 +131,12 @@ class Shard:
         self.meta = meta
         self.encoding = meta.encoding
         self.classes = meta.classes
+        # After a compaction, or a change by another tool, values are found by key again.
+        self._placed = meta.transaction == environment.facts.transaction
         self.labels = self._array("labels")
         self.sizes = self._array("sizes")
         self._positions = self._array("positions") if meta.skipped else None
+        self._extents = self._array("extents") if self._placed else None
 
     def __len__(self) -> int:
         return self.meta.count
@@ -164,17 +167,22 @@ class Shard:
         return f"{self.file} key {make_key(self._position(index)).decode()}"
 
     def prefetch(self, index: int) -> None:
-        self.environment.prefetch(self._value(index))
+        if self._extents is not None:
+            self.environment.prefetch(*self._extents[index].tolist())
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Every flat array of the store, as views of the mapping."""
-        return {name: self._array(name) for name in ARRAYS if name != "positions"}
+        return {name: self._array(name) for name in ARRAYS if name not in ("positions", "extents")}
 
     def _position(self, index: int) -> int:
         return index if self._positions is None else int(self._positions[index])
 
     def _value(self, index: int) -> memoryview:
+        if self._extents is not None:
+            offset, size = self._extents[index].tolist()
+            if offset:
+                return self.environment.view(offset, size)
         value = self.environment.get(make_key(self._position(index)))
         if value is None:
             raise StoreError(f"{self.key(index)} is missing")
@@ -182,7 +190,8 @@ class Shard:
 
     def _array(self, name: str) -> np.ndarray:
         key, dtype, row = ARRAYS[name]
-        value = self.environment.get(key)
+        extent = self.meta.array_extents.get(name) if self._placed else None
+        value = self.environment.view(*extent) if extent else self.environment.get(key)
         if value is None:
             raise StoreError(f"{self.file} lacks {key.decode()}")
         rows = len(value) if name == "names" else self.meta.count

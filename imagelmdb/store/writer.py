@@ -19,6 +19,7 @@ import numpy as np
 
 from imagelmdb.errors import UserError
 
+from . import pages
 from .format import (
     ARRAYS,
     FORMAT_VERSION,
@@ -122,18 +123,28 @@ class ShardWriter:
             digest=digest_arrays([arrays]),
         )
 
-        def put(transaction: lmdb.Transaction) -> None:
+        def put_arrays(transaction: lmdb.Transaction) -> None:
+            for name in arrays if meta.skipped else arrays.keys() - {"positions"}:
+                key, dtype, _ = ARRAYS[name]
+                transaction.put(key, arrays[name].astype(dtype).tobytes())
+            transaction.put(LEN_KEY, msgpack.packb(len(keys)))
+            transaction.put(KEYS_KEY, msgpack.packb(keys))
+
+        def put_extents(transaction: lmdb.Transaction) -> None:
+            transaction.put(ARRAYS["extents"][0], self._locate_records(keys).tobytes())
+
+        def put_meta(transaction: lmdb.Transaction) -> None:
             for number in range(len(self._journal)):
                 transaction.delete(JOURNAL_PREFIX + make_key(number))
             transaction.delete(UNFINISHED_KEY)
-            for name, (key, dtype, _) in ARRAYS.items():
-                if name != "positions" or meta.skipped:
-                    transaction.put(key, arrays[name].astype(dtype).tobytes())
-            transaction.put(LEN_KEY, msgpack.packb(len(keys)))
-            transaction.put(KEYS_KEY, msgpack.packb(keys))
-            transaction.put(META_KEY, meta.pack())
+            placed = dataclasses.replace(meta, transaction=transaction.id(), array_extents=extents)
+            transaction.put(META_KEY, placed.pack())
 
-        self._transact(put)
+        # What one transaction puts has its place in the file only once it is committed.
+        self._transact(put_arrays)
+        self._transact(put_extents)
+        extents = self._locate_arrays()
+        self._transact(put_meta)
         self.finished = meta
         return meta
 
@@ -151,6 +162,15 @@ class ShardWriter:
                 return
             while entry := transaction.get(JOURNAL_PREFIX + make_key(len(self._journal))):
                 self._journal.append(msgpack.unpackb(entry))
+
+    def _locate_records(self, keys: list[bytes]) -> np.ndarray:
+        """(offset, bytes) in the file for each record; zeros for those that share a page with others."""
+        found = {key: extent for key, *extent in pages.locate_values(self.file)}
+        return np.array([found.get(key, (0, 0)) for key in keys], ARRAYS["extents"][1]).reshape(-1, 2)
+
+    def _locate_arrays(self) -> dict[str, tuple[int, int]]:
+        names = {key: name for name, (key, _, _) in ARRAYS.items()}
+        return {names[key]: extent for key, *extent in pages.locate_values(self.file) if key in names}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         positions = self.done()
