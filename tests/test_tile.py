@@ -1,27 +1,79 @@
 """Tiling: the same coefficients, a restart marker behind every tile, smaller than before."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jpegs import decode, make_jpeg
 
-from imagelmdb.jpeg.markers import JPEGError
+from imagelmdb.jpeg.markers import DRI, SOS, JPEGError
 from imagelmdb.jpeg.tile import tile_jpeg
 
+needs_jpegtran = pytest.mark.skipif(not shutil.which("jpegtran"), reason="jpegtran is the oracle here")
 
-@settings(max_examples=100, deadline=None)
+
+def jpegtran(data: bytes, *options: str) -> bytes:
+    command = ["jpegtran", "-copy", "none", *map(str, options)]
+    return subprocess.run(command, input=data, capture_output=True, check=True).stdout
+
+
+def scan_of(data: bytes) -> bytes:
+    """The last scan: its header and all that follows."""
+    return data[data.rindex(bytes((0xFF, SOS))) :]
+
+
+def restart_interval(data: bytes) -> int:
+    return int.from_bytes(data[data.index(bytes((0xFF, DRI, 0, 4))) + 4 :][:2], "big")
+
+
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_tiling_keeps_every_pixel(data):
+    mode = data.draw(st.sampled_from(["RGB", "RGB", "L"]))
     options = {
-        "subsampling": data.draw(st.sampled_from([0, 1, 2])),
         "quality": data.draw(st.sampled_from([1, 50, 90, 100])),
         "optimize": data.draw(st.booleans()),
+        "progressive": data.draw(st.booleans()),
         **data.draw(st.sampled_from([{}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}])),
     }
-    jpeg = make_jpeg(data.draw(st.integers(1, 120)), data.draw(st.integers(1, 80)), **options)
+    if mode == "RGB":
+        options["subsampling"] = data.draw(st.sampled_from([0, 1, 2]))
+    jpeg = make_jpeg(data.draw(st.integers(1, 120)), data.draw(st.integers(1, 80)), mode=mode, **options)
     tiled = tile_jpeg(jpeg, data.draw(st.sampled_from([8, 40, 64, 500])))
     assert np.array_equal(decode(tiled.data), decode(jpeg))
+    assert tiled.data.count(b"\xff\xd9") == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 70), st.sampled_from([0, 1, 2]), st.booleans())
+def test_a_progressive_file_and_its_sequential_twin_hold_the_same_coefficients(width, height, sampling, rst):
+    options = {"subsampling": sampling, "restart_marker_blocks": 5} if rst else {"subsampling": sampling}
+    twins = [make_jpeg(width, height, progressive=flag, **options) for flag in (False, True)]
+    sequential, progressive = (scan_of(tile_jpeg(twin, 16).data) for twin in twins)
+    assert sequential == progressive
+
+
+def test_tiling_again_changes_nothing():
+    once = tile_jpeg(make_jpeg(300, 225, subsampling=2))
+    assert tile_jpeg(once.data) == once
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (17, 33), (203, 155)])
+def test_the_scan_is_jpegtrans_bit_for_bit(size, subsampling, tmp_path):
+    jpeg = make_jpeg(*size, subsampling=subsampling)
+    (tmp_path / "one").write_text("0;\n1;\n2;\n")
+    (tmp_path / "two").write_text("1 2;\n0;\n")
+    for options in ([], ["-progressive"], ["-scans", tmp_path / "one"], ["-scans", tmp_path / "two"]):
+        for restarts in ([], ["-restart", "1"], ["-restart", "3B"]):
+            given_file = jpegtran(jpeg, *options, *restarts)
+            ours = tile_jpeg(given_file).data
+            theirs = jpegtran(given_file, "-optimize", "-restart", f"{restart_interval(ours)}B")
+            assert scan_of(ours) == scan_of(theirs)
 
 
 def test_photos_get_smaller():

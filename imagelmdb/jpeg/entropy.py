@@ -11,16 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagelmdb.jpeg.huffman import LOOKUP_BITS, LOOKUP_SIZE
+from imagelmdb.jpeg.huffman import BLOCK_END, LOOKUP_BITS, find_code
 from imagelmdb.jpeg.jit import jit
 from imagelmdb.jpeg.markers import JPEGError
 
 BLOCK_BYTES = 256  # more than one block can use: 64 symbols of at most 26 bits
-OK, TRUNCATED, BAD_CODE, BAD_DC, OVERRUN, LEFTOVER = range(6)
+OK, TRUNCATED, BAD_CODE, BAD_DC, BAD_AC, OVERRUN, LEFTOVER = range(7)
 _REASONS = {
     TRUNCATED: "truncated: entropy-coded data ends inside a block",
     BAD_CODE: "a code that no Huffman table holds",
     BAD_DC: "a DC coefficient out of range",
+    BAD_AC: "an AC coefficient out of range",
     OVERRUN: "a block with more than 64 coefficients",
     LEFTOVER: "data left over behind the last block of an interval",
 }
@@ -63,7 +64,7 @@ def _unstuff(data, start, end, escapes, buffer, first_word, end_bit):
         stuffed = escape + 1 < end and data[escape + 1] == 0
         stop = escape + 1 if stuffed else escape
         for j in range(stop - copied):
-            buffer[at + j] = data[copied + j]
+            buffer[np.uint64(at + j)] = data[np.uint64(copied + j)]
         at += stop - copied
         copied = stop + 1
         if stuffed:
@@ -127,19 +128,12 @@ def read_tokens(
             starts[block] = count
             block += 1
             if filled < 32:
-                accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                accumulator |= np.uint64(words[np.uint64(word)]) << np.uint64(32 - filled)
                 word += 1
                 filled += 32
             entry = lookups[dc_row, accumulator >> np.uint64(64 - LOOKUP_BITS)]
             if entry == 0:
-                prefix = np.int64(accumulator >> np.uint64(48))
-                for length in range(1, 17):
-                    if prefix < lookups[dc_row, LOOKUP_SIZE + length]:
-                        index = (
-                            (prefix >> (16 - length)) + np.int64(lookups[dc_row, LOOKUP_SIZE + 17 + length])
-                        ) & 0xFFFFFFFF
-                        entry = lookups[dc_row, LOOKUP_SIZE + 34 + index]
-                        break
+                entry = find_code(lookups, dc_row, accumulator)
                 if entry == 0:
                     return BAD_CODE
             bits = np.int64(entry & np.uint32(0xFF))
@@ -161,26 +155,18 @@ def read_tokens(
                 entry = (entry & np.uint32(0x3000000)) | np.uint32(size << 16)
             dc_out[component] = dc_in[component]
             token = (entry & np.uint32(0x3FF0000)) | np.uint32(extra)
-            tokens[count] = token
+            tokens[np.uint64(count)] = token
             count += 1
             histogram[token >> np.uint32(16)] += 1
             k = 1
             while k < 64:
                 if filled < 32:
-                    accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                    accumulator |= np.uint64(words[np.uint64(word)]) << np.uint64(32 - filled)
                     word += 1
                     filled += 32
                 entry = lookups[ac_row, accumulator >> np.uint64(64 - LOOKUP_BITS)]
                 if entry == 0:
-                    prefix = np.int64(accumulator >> np.uint64(48))
-                    for length in range(1, 17):
-                        if prefix < lookups[ac_row, LOOKUP_SIZE + length]:
-                            index = (
-                                (prefix >> (16 - length))
-                                + np.int64(lookups[ac_row, LOOKUP_SIZE + 17 + length])
-                            ) & 0xFFFFFFFF
-                            entry = lookups[ac_row, LOOKUP_SIZE + 34 + index]
-                            break
+                    entry = find_code(lookups, ac_row, accumulator)
                     if entry == 0:
                         return BAD_CODE
                 bits = np.int64(entry & np.uint32(0xFF))
@@ -190,10 +176,10 @@ def read_tokens(
                 filled -= bits
                 k += np.int64((entry >> np.uint32(8)) & np.uint32(0xFF))
                 token = (entry & np.uint32(0x3FF0000)) | np.uint32(extra)
-                tokens[count] = token
+                tokens[np.uint64(count)] = token
                 count += 1
                 histogram[token >> np.uint32(16)] += 1
-            if 64 < k < 128:
+            if 64 < k < BLOCK_END:
                 return OVERRUN
             if word * 32 - filled > end:
                 return TRUNCATED
@@ -216,7 +202,7 @@ def write_tokens(tokens, starts, order, tile_blocks, codes, out, lengths):
         last = min((tile + 1) * tile_blocks, order.size)
         for block in order[tile * tile_blocks : last]:
             for i in range(starts[block], starts[block + 1]):
-                token = tokens[i]
+                token = tokens[np.uint64(i)]
                 code = codes[token >> np.uint32(16)]
                 bits = np.int64(code & np.uint64(0xFF))
                 accumulator = (accumulator << np.uint64(bits)) | (code >> np.uint64(8))
@@ -228,16 +214,16 @@ def write_tokens(tokens, starts, order, tile_blocks, codes, out, lengths):
                     inverse = ~word
                     if (inverse - np.uint32(0x01010101)) & word & np.uint32(0x80808080):
                         for shift in range(24, -1, -8):
-                            out[at] = np.uint8((word >> np.uint32(shift)) & np.uint32(0xFF))
+                            out[np.uint64(at)] = np.uint8((word >> np.uint32(shift)) & np.uint32(0xFF))
                             at += 1
                             if out[at - 1] == 0xFF:
                                 out[at] = 0
                                 at += 1
                     else:
-                        out[at] = np.uint8(word >> np.uint32(24))
-                        out[at + 1] = np.uint8((word >> np.uint32(16)) & np.uint32(0xFF))
-                        out[at + 2] = np.uint8((word >> np.uint32(8)) & np.uint32(0xFF))
-                        out[at + 3] = np.uint8(word & np.uint32(0xFF))
+                        out[np.uint64(at)] = np.uint8(word >> np.uint32(24))
+                        out[np.uint64(at + 1)] = np.uint8((word >> np.uint32(16)) & np.uint32(0xFF))
+                        out[np.uint64(at + 2)] = np.uint8((word >> np.uint32(8)) & np.uint32(0xFF))
+                        out[np.uint64(at + 3)] = np.uint8(word & np.uint32(0xFF))
                         at += 4
         pad = -filled & 7
         accumulator = (accumulator << np.uint64(pad)) | np.uint64((1 << pad) - 1)

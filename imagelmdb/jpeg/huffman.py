@@ -66,6 +66,17 @@ def _fill_lookup(counts, symbols, kind, output_table, row):
 
 
 @jit
+def find_code(lookups, row, accumulator):
+    """The entry of a code longer than LOOKUP_BITS, 0 where there is none."""
+    prefix = np.int64(accumulator >> np.uint64(48))
+    for length in range(1, 17):
+        if prefix < lookups[row, LOOKUP_SIZE + length]:
+            first = np.int64(lookups[row, LOOKUP_SIZE + 17 + length])
+            return lookups[row, LOOKUP_SIZE + 34 + (((prefix >> (16 - length)) + first) & 0xFF)]
+    return np.uint32(0)
+
+
+@jit
 def optimal_table(histogram, table, counts, symbols):
     """Code lengths for one table (ITU T.81, annex K.2): at most 16 bits, no code of ones only.
 
@@ -74,20 +85,24 @@ def optimal_table(histogram, table, counts, symbols):
     frequency = np.zeros(257, np.int64)
     frequency[:256] = histogram[table * 256 : table * 256 + 256]
     frequency[256] = 1  # the reserved code: it ends up as the longest, all ones
+    used = np.flatnonzero(frequency)  # in order, the first `left` are still to be merged
+    left = used.size
     size = np.zeros(257, np.int64)
     other = np.full(257, -1, np.int64)
-    while True:
-        low, second = -1, -1
-        for i in range(257):
-            if frequency[i] > 0:
-                if low < 0 or frequency[i] <= frequency[low]:
-                    low, second = i, low
-                elif second < 0 or frequency[i] <= frequency[second]:
-                    second = i
-        if second < 0:
-            break
+    while left > 1:
+        low, second = used[0], used[1]
+        if frequency[second] <= frequency[low]:
+            low, second = second, low
+        for j in range(2, left):
+            i = used[j]
+            if frequency[i] <= frequency[low]:
+                low, second = i, low
+            elif frequency[i] <= frequency[second]:
+                second = i
         frequency[low] += frequency[second]
-        frequency[second] = 0
+        left -= 1
+        for j in range(np.searchsorted(used[: left + 1], second), left):
+            used[j] = used[j + 1]
         size[low] += 1
         while other[low] >= 0:
             low = other[low]

@@ -9,7 +9,6 @@ The result is a sequential JPEG with optimised Huffman tables and a restart mark
 from __future__ import annotations
 
 import struct
-import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +27,11 @@ from imagelmdb.jpeg.markers import (
     SOS,
     Header,
     HuffmanTable,
-    JPEGError,
     parse,
 )
+from imagelmdb.jpeg.scans import Layout, Tokens, borrow, make_layout, read_tokens
 
 TILE_WIDTH = 64  # px
-_KEPT_SCRATCH = 1 << 24  # elements: what a thread keeps for its next image
 
 
 class Tiled(NamedTuple):
@@ -43,31 +41,12 @@ class Tiled(NamedTuple):
     height: int
 
 
-class Layout(NamedTuple):
-    """The MCUs of the image as one interleaved scan."""
-
-    mcu_width: int  # px
-    mcu_height: int
-    columns: int
-    rows: int
-    slots: tuple[int, ...]  # the component of every block of an MCU
-
-
-class Tokens(NamedTuple):
-    values: np.ndarray
-    starts: np.ndarray  # by block, and the end
-    histogram: np.ndarray  # by table and symbol
-
-
-_scratch = threading.local()
-
-
 def tile_jpeg(data: bytes, tile_width: int = TILE_WIDTH) -> Tiled:
     """Tiles about tile_width px wide and one MCU high; JPEGError says why a file cannot be re-coded."""
     header = parse(data)
-    layout = _layout(header)
+    layout = make_layout(header)
     tile_mcus = _tile_mcus(layout, tile_width)
-    tokens = _sequential_tokens(data, header, layout, tile_mcus)
+    tokens = read_tokens(data, header, layout, tile_mcus)
     tables, codes = _optimal_tables(tokens.histogram, len(header.components))
     head, size_at = _headers(header, tables, tile_mcus)
     body, lengths = _write(tokens, layout, tile_mcus, codes)
@@ -86,55 +65,11 @@ def tile_jpeg(data: bytes, tile_width: int = TILE_WIDTH) -> Tiled:
     return Tiled(head + body, make_index(grid, lengths), header.width, header.height)
 
 
-def _layout(header: Header) -> Layout:
-    width = 8 * max(part.h for part in header.components)
-    height = 8 * max(part.v for part in header.components)
-    slots = tuple(i for i, part in enumerate(header.components) for _ in range(part.h * part.v))
-    return Layout(width, height, -(-header.width // width), -(-header.height // height), slots)
-
-
 def _tile_mcus(layout: Layout, tile_width: int) -> int:
     return min(
         (k for k in range(1, layout.columns + 1) if layout.columns % k == 0),
         key=lambda k: abs(np.log(k * layout.mcu_width / tile_width)),
     )
-
-
-def _sequential_tokens(data: bytes, header: Header, layout: Layout, tile_mcus: int) -> Tokens:
-    scan = header.scans[0]
-    if header.progressive or len(header.scans) > 1 or len(scan.components) < len(header.components):
-        raise JPEGError("more than one scan")
-    mcus = layout.columns * layout.rows
-    blocks = mcus * len(layout.slots)
-    if (scan.first, scan.last, scan.high, scan.low) != (0, 63, 0, 0):
-        raise JPEGError("a sequential scan of a part of the coefficients")
-    if 2 * blocks > 8 * (scan.end - scan.start):
-        raise JPEGError("truncated: more blocks than bits")
-    lookups, rows = [], {}
-
-    def row_of(table: HuffmanTable | None, kind: int, output_table: int) -> int:
-        if table is None:
-            raise JPEGError("no Huffman table")
-        if (table, kind, output_table) not in rows:
-            rows[table, kind, output_table] = len(lookups)
-            lookups.append(huffman.make_lookup(table, kind, output_table))
-        return rows[table, kind, output_table]
-
-    by_component = [
-        (i, row_of(dc, huffman.DC, 2 * (i > 0)), row_of(ac, huffman.AC, 2 * (i > 0) + 1))
-        for i, dc, ac in zip(scan.components, scan.dc_tables, scan.ac_tables, strict=True)
-    ]
-    slots = np.array([by_component[i] for i in layout.slots], np.int64)
-    interval = scan.restart or mcus
-    bits = entropy.read_bits(np.frombuffer(data, np.uint8), scan.start, scan.end, -(-mcus // interval))
-    capacity = min(64 * blocks, 8 * (scan.end - scan.start)) + 64
-    values, starts = _borrow("tokens", capacity, np.uint32), _borrow("starts", blocks + 1, np.int64)
-    histogram = np.zeros(1024, np.int64)
-    status = entropy.read_tokens(
-        *bits, interval, mcus, layout.columns, tile_mcus, slots, np.stack(lookups), values, starts, histogram
-    )
-    entropy.check(status)
-    return Tokens(values, starts, histogram)
 
 
 def _optimal_tables(histogram: np.ndarray, components: int) -> tuple[list[HuffmanTable], np.ndarray]:
@@ -149,13 +84,10 @@ def _optimal_tables(histogram: np.ndarray, components: int) -> tuple[list[Huffma
 
 
 def _write(tokens: Tokens, layout: Layout, tile_mcus: int, codes: np.ndarray) -> tuple[bytes, np.ndarray]:
-    blocks = layout.columns * layout.rows * len(layout.slots)
     lengths = np.empty(layout.columns * layout.rows // tile_mcus, np.int64)
     bits = int((tokens.histogram * (codes & np.uint64(0xFF)).astype(np.int64)).sum())
-    out = _borrow(
-        "out", bits // 4 + 8 * lengths.size + 16, np.uint8
-    )  # twice the bytes: all may need stuffing
-    order = np.arange(blocks)
+    out = borrow("out", bits // 4 + 8 * lengths.size + 16, np.uint8)  # twice the bytes: all may need stuffing
+    order = np.arange(layout.blocks)
     written = entropy.write_tokens(
         tokens.values, tokens.starts, order, tile_mcus * len(layout.slots), codes, out, lengths
     )
@@ -190,13 +122,3 @@ def _headers(header: Header, tables: list[HuffmanTable], tile_mcus: int) -> tupl
 
 def _marker(marker: int, body: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
-
-
-def _borrow(name: str, size: int, dtype: type) -> np.ndarray:
-    """An uninitialised array that lives in this thread: fresh pages would cost as much as the coding."""
-    array = getattr(_scratch, name, None)
-    if array is None or array.size < size:
-        array = np.empty(size, dtype)
-        if size <= _KEPT_SCRATCH:
-            setattr(_scratch, name, array)
-    return array

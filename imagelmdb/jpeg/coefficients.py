@@ -1,0 +1,258 @@
+"""Coefficients of progressive and multi-scan JPEGs, and from them tokens (see huffman.py).
+
+A scan's blocks are given as their rows in `coefficients` (int16, zigzag order), in the order of the scan;
+`slots` says by block of an MCU (component, DC look-up, AC look-up); `interval` is in blocks. The scan readers
+return a status of entropy.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from imagelmdb.jpeg.entropy import BAD_AC, BAD_CODE, BAD_DC, LEFTOVER, OK, OVERRUN, TRUNCATED
+from imagelmdb.jpeg.huffman import BLOCK_END, LOOKUP_BITS, find_code
+from imagelmdb.jpeg.jit import jit
+
+DC_LIMIT, AC_LIMIT = 2047, 1023  # what 8-bit samples can make
+
+
+@jit
+def read_blocks(words, first_word, end_bit, interval, blocks, slots, last, low, lookups, coefficients):
+    """A sequential scan (last 63, low 0), or the first DC scan of a progressive one (last 0)."""
+    predicted = np.zeros(4, np.int64)
+    accumulator, filled, word, end = np.uint64(0), 0, 0, 0
+    for n in range(blocks.size):
+        if n % interval == 0:
+            if n > 0 and end - (word * 32 - filled) >= 8:
+                return LEFTOVER
+            word, end = first_word[n // interval], end_bit[n // interval]
+            accumulator, filled = np.uint64(0), 0
+            predicted[:] = 0
+        block = coefficients[blocks[n]]
+        slot = slots[n % slots.shape[0]]
+        k, row = 0, slot[1]
+        while k <= last:
+            if filled < 32:
+                accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                word += 1
+                filled += 32
+            entry = lookups[row, accumulator >> np.uint64(64 - LOOKUP_BITS)]
+            if entry == 0:
+                entry = find_code(lookups, row, accumulator)
+                if entry == 0:
+                    return BAD_CODE
+            bits = np.int64(entry & np.uint32(0xFF))
+            size = np.int64((entry >> np.uint32(16)) & np.uint32(15))
+            value = np.int64(accumulator >> np.uint64(64 - bits)) & ((1 << size) - 1)
+            accumulator <<= np.uint64(bits)
+            filled -= bits
+            if size > 0 and value >> (size - 1) == 0:
+                value -= (1 << size) - 1
+            k += np.int64((entry >> np.uint32(8)) & np.uint32(0xFF))
+            if row == slot[1] and k == 1:
+                value += predicted[slot[0]]
+                predicted[slot[0]] = value
+                if abs(value << low) > DC_LIMIT:
+                    return BAD_DC
+                block[0] = value << low
+                row = slot[2]
+            elif size > 0:
+                if k > 64:
+                    return OVERRUN
+                block[k - 1] = value
+        if 64 < k < BLOCK_END:
+            return OVERRUN
+        if word * 32 - filled > end:
+            return TRUNCATED
+    return LEFTOVER if end - (word * 32 - filled) >= 8 else OK
+
+
+@jit
+def refine_dc(words, first_word, end_bit, interval, blocks, low, coefficients):
+    """One more bit of every DC coefficient."""
+    for n in range(blocks.size):
+        position = first_word[n // interval] * 32 + n % interval
+        end = end_bit[n // interval]
+        if position >= end:
+            return TRUNCATED
+        if (n % interval == interval - 1 or n == blocks.size - 1) and end - position > 8:
+            return LEFTOVER
+        bit = (words[position >> 5] >> np.uint32(31 - (position & 31))) & np.uint32(1)
+        coefficients[blocks[n], 0] |= np.int64(bit) << low
+    return OK
+
+
+@jit
+def read_ac(words, first_word, end_bit, interval, blocks, row, first, last, low, lookups, coefficients):
+    """The first scan of a band of AC coefficients of one component."""
+    accumulator, filled, word, end, skipped = np.uint64(0), 0, 0, 0, 0
+    for n in range(blocks.size):
+        if n % interval == 0:
+            if n > 0 and (skipped > 0 or end - (word * 32 - filled) >= 8):
+                return LEFTOVER
+            word, end = first_word[n // interval], end_bit[n // interval]
+            accumulator, filled = np.uint64(0), 0
+        if skipped > 0:
+            skipped -= 1
+            continue
+        block = coefficients[blocks[n]]
+        k = first
+        while k <= last:
+            if filled < 32:
+                accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                word += 1
+                filled += 32
+            entry = lookups[row, accumulator >> np.uint64(64 - LOOKUP_BITS)]
+            if entry == 0:
+                entry = find_code(lookups, row, accumulator)
+                if entry == 0:
+                    return BAD_CODE
+            bits = np.int64(entry & np.uint32(0xFF))
+            size = np.int64((entry >> np.uint32(16)) & np.uint32(15))
+            run = np.int64((entry >> np.uint32(20)) & np.uint32(15))
+            if size == 0 and run < 15:  # this block ends, and 2^run - 1 + (run bits) more are empty
+                bits += run
+                skipped = (1 << run) - 1 + (np.int64(accumulator >> np.uint64(64 - bits)) & ((1 << run) - 1))
+                accumulator <<= np.uint64(bits)
+                filled -= bits
+                break
+            value = np.int64(accumulator >> np.uint64(64 - bits)) & ((1 << size) - 1)
+            accumulator <<= np.uint64(bits)
+            filled -= bits
+            k += run
+            if k > last:
+                return OVERRUN
+            if size > 0:
+                if value >> (size - 1) == 0:
+                    value -= (1 << size) - 1
+                if abs(value << low) > AC_LIMIT:
+                    return BAD_AC
+                block[k] = value << low
+            k += 1
+        if word * 32 - filled > end:
+            return TRUNCATED
+    return LEFTOVER if skipped > 0 or end - (word * 32 - filled) >= 8 else OK
+
+
+@jit
+def refine_ac(words, first_word, end_bit, interval, blocks, row, first, last, low, lookups, coefficients):
+    """One more bit of a band of AC coefficients, and the coefficients that become +-1 in it."""
+    accumulator, filled, word, end, skipped = np.uint64(0), 0, 0, 0, 0
+    for n in range(blocks.size):
+        if n % interval == 0:
+            if n > 0 and (skipped > 0 or end - (word * 32 - filled) >= 8):
+                return LEFTOVER
+            word, end = first_word[n // interval], end_bit[n // interval]
+            accumulator, filled = np.uint64(0), 0
+        block = coefficients[blocks[n]]
+        k = first
+        ended = skipped > 0
+        skipped -= ended
+        while k <= last:
+            zeros, value = 64, 0  # an ended block still holds correction bits up to its last coefficient
+            if not ended:
+                if filled < 32:
+                    accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                    word += 1
+                    filled += 32
+                entry = lookups[row, accumulator >> np.uint64(64 - LOOKUP_BITS)]
+                if entry == 0:
+                    entry = find_code(lookups, row, accumulator)
+                    if entry == 0:
+                        return BAD_CODE
+                bits = np.int64(entry & np.uint32(0xFF))
+                size = np.int64((entry >> np.uint32(16)) & np.uint32(15))
+                run = np.int64((entry >> np.uint32(20)) & np.uint32(15))
+                if size == 0 and run < 15:
+                    ended = True
+                    bits += run
+                    skipped = (
+                        (1 << run) - 1 + (np.int64(accumulator >> np.uint64(64 - bits)) & ((1 << run) - 1))
+                    )
+                else:
+                    zeros = run
+                    if size > 1:
+                        return BAD_CODE
+                    if size == 1:
+                        value = 1 if (accumulator >> np.uint64(64 - bits)) & np.uint64(1) else -1
+                accumulator <<= np.uint64(bits)
+                filled -= bits
+            while k <= last:
+                if block[k] != 0:
+                    if filled < 32:
+                        accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                        word += 1
+                        filled += 32
+                    if accumulator >> np.uint64(63):
+                        block[k] += 1 << low if block[k] > 0 else -1 << low
+                    accumulator <<= np.uint64(1)
+                    filled -= 1
+                elif zeros == 0:
+                    block[k] = value << low
+                    break
+                else:
+                    zeros -= 1
+                k += 1
+            if not ended and k > last:
+                return OVERRUN
+            k += 1
+        if word * 32 - filled > end:
+            return TRUNCATED
+    return LEFTOVER if skipped > 0 or end - (word * 32 - filled) >= 8 else OK
+
+
+@jit
+def make_tokens(coefficients, blocks, slot_components, mcu_columns, tile_mcus, tokens, starts, histogram):
+    """Coefficients to tokens; a block of -1 is padding: the DC coefficient before it, and nothing else."""
+    predicted = np.zeros(4, np.int64)
+    slots = slot_components.size
+    count = 0
+    for n in range(blocks.size):
+        if n % slots == 0 and (n // slots % mcu_columns) % tile_mcus == 0:
+            predicted[:] = 0
+        component = slot_components[n % slots]
+        table = 0 if component == 0 else 2 << 8
+        starts[n] = count
+        value = 0
+        if blocks[n] >= 0:
+            value = np.int64(coefficients[blocks[n], 0]) - predicted[component]
+            predicted[component] += value
+        size, magnitude = 0, abs(value)
+        while magnitude >> size:
+            size += 1
+        if size > 11:
+            return BAD_DC
+        extra = value if value >= 0 else value + (1 << size) - 1
+        tokens[count] = (table | size) << 16 | extra
+        histogram[table | size] += 1
+        count += 1
+        table |= 1 << 8
+        run, k = 0, 1 if blocks[n] >= 0 else 64
+        while k < 64:
+            value = np.int64(coefficients[blocks[n], k])
+            k += 1
+            if value == 0:
+                run += 1
+                continue
+            while run > 15:
+                tokens[count] = (table | 0xF0) << 16
+                histogram[table | 0xF0] += 1
+                count += 1
+                run -= 16
+            size, magnitude = 0, abs(value)
+            while magnitude >> size:
+                size += 1
+            if size > 10:
+                return BAD_AC
+            extra = value if value >= 0 else value + (1 << size) - 1
+            symbol = table | run << 4 | size
+            tokens[count] = symbol << 16 | extra
+            histogram[symbol] += 1
+            count += 1
+            run = 0
+        if run > 0 or blocks[n] < 0:
+            tokens[count] = table << 16
+            histogram[table] += 1
+            count += 1
+    starts[blocks.size] = count
+    return OK
