@@ -1,0 +1,55 @@
+"""Any indexable dataset of (PIL image, label), as torchvision's are.
+
+DatasetSource(torchvision.datasets.CIFAR10("data"))
+DatasetSource(my_dataset, classes=["cat", "dog"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imagelmdb.errors import UserError
+
+from .source import Sample, digest
+
+
+class DatasetSource:
+    """`dataset` has to be picklable where worker processes are spawned."""
+
+    def __init__(self, dataset: Any, *, classes: Sequence[str] | None = None):
+        self.dataset = dataset
+        self.description = f"dataset {type(dataset).__name__}"
+        if not len(dataset):
+            raise UserError(f"{self.description} is empty")
+        holder = dataset
+        while classes is None and holder is not None:  # a Subset holds the dataset that knows the classes
+            classes, holder = getattr(holder, "classes", None), getattr(holder, "dataset", None)
+        if classes is None:
+            raise UserError(f"{self.description} has no .classes: pass classes=[...], a name for each label")
+        self.classes = [str(name) for name in classes]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        return f"{index:08d}"  # its class is known only with its image
+
+    def read(self, index: int) -> Sample:
+        image, label = self.dataset[index]
+        label = int(label)
+        if not 0 <= label < len(self.classes):
+            raise ValueError(f"label {label} is outside the {len(self.classes)} classes")
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            image = Image.fromarray(image)
+        if not isinstance(image, (Image.Image, bytes)):
+            raise ValueError(
+                f"the dataset yields {type(image).__name__}, and needs PIL images: leave its transform out"
+            )
+        return Sample(image, label)
+
+    def fingerprint(self) -> str:
+        return digest(self.description, self.classes, np.array([len(self)]))

@@ -1,0 +1,131 @@
+"""ImageNet's development kit: the labels of the val images.
+
+truth = read_devkit("ILSVRC2012_devkit_t12.tar.gz")
+truth.classes                                          # the 1000 wnids, sorted: torchvision's order
+truth.label_files(["ILSVRC2012_val_00000293.JPEG"])    # [0]
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imagelmdb.errors import UserError
+
+META = "data/meta.mat"
+TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG$")
+
+# MATLAB's level 5 MAT-file format: element types, and the one array class that is asked for
+COMPRESSED, MATRIX, STRUCT = 15, 14, 2
+NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+TEXT = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
+
+
+@dataclass(frozen=True)
+class Devkit:
+    classes: list[str]
+    labels: np.ndarray  # int32, of val image 1, 2, ...
+
+    def label_files(self, files: Sequence[str]) -> np.ndarray:
+        labels = np.empty(len(files), np.int32)
+        for i, file in enumerate(files):
+            number = VAL_NAME.search(file)
+            if not number or not 1 <= int(number[1]) <= len(self.labels):
+                raise UserError(
+                    f"the devkit has no label for {file}: it knows ILSVRC2012_val_00000001.JPEG "
+                    f"to {len(self.labels):08d}"
+                )
+            labels[i] = self.labels[int(number[1]) - 1]
+        return labels
+
+
+def read_devkit(path: str | Path) -> Devkit:
+    """From the archive as it is downloaded, or the folder it unpacks to."""
+    meta, truth = _read_files(Path(path).expanduser())
+    try:
+        leaves = [entry for entry in read_structs(meta, "synsets") if entry["num_children"] == 0]
+        wnids = {int(entry["ILSVRC2012_ID"]): entry["WNID"] for entry in leaves}
+        classes = sorted(wnids.values())
+        rank = {number: classes.index(wnid) for number, wnid in wnids.items()}
+        labels = np.array([rank[int(line)] for line in truth.split()], np.int32)
+    except (ValueError, KeyError, IndexError, TypeError, struct.error, zlib.error) as error:
+        detail = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is damaged, or no ImageNet devkit ({detail}): download it again") from error
+    return Devkit(classes, labels)
+
+
+def _read_files(path: Path) -> tuple[bytes, bytes]:
+    found = {}
+    try:
+        if path.is_dir():
+            for part in (META, TRUTH):
+                for file in path.glob(f"**/{part}"):
+                    found[part] = file.read_bytes()
+        else:
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    for part in (META, TRUTH):
+                        if f"/{member.name}".endswith(f"/{part}"):
+                            found[part] = archive.extractfile(member).read()
+    except FileNotFoundError:
+        raise UserError(f"--devkit {path} does not exist") from None
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"--devkit {path} is no devkit archive ({error}): download it again") from error
+    if len(found) < 2:
+        raise UserError(f"--devkit {path} holds no {META} with {TRUTH}: pass ILSVRC2012_devkit_t12.tar.gz")
+    return found[META], found[TRUTH]
+
+
+def read_structs(data: bytes, variable: str) -> list[dict]:
+    """The struct array `variable` of a MAT-file, its scalars and texts; other fields are None."""
+    order = {b"IM": "<", b"MI": ">"}[data[126:128]]
+    for kind, payload in _elements(data[128:], order):
+        while kind == COMPRESSED:
+            kind, payload = next(_elements(zlib.decompress(payload), order))
+        if kind != MATRIX:
+            continue
+        parts = _elements(payload, order)
+        (_, flags), _, (_, name) = (next(parts) for _ in range(3))
+        if name.decode("latin-1") != variable or struct.unpack(order + "I", flags[:4])[0] & 0xFF != STRUCT:
+            continue
+        width = struct.unpack(order + "i", next(parts)[1][:4])[0]
+        joined = next(parts)[1]
+        fields = [joined[i : i + width].split(b"\0")[0].decode() for i in range(0, len(joined), width)]
+        values = [_read_value(payload, order) for _, payload in parts]
+        return [dict(zip(fields, values[i:], strict=False)) for i in range(0, len(values), len(fields))]
+    raise ValueError(f"no variable {variable}")
+
+
+def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from(order + "II", data, at)
+        if kind >> 16:  # up to four bytes sit in the tag itself
+            yield kind & 0xFFFF, data[at + 4 : at + 4 + (kind >> 16)]
+            at += 8
+        else:
+            if at + 8 + size > len(data):
+                raise ValueError("it ends within an element")
+            yield kind, data[at + 8 : at + 8 + size]
+            at += 8 + (size if kind == COMPRESSED else -(-size // 8) * 8)
+
+
+def _read_value(matrix: bytes, order: str) -> str | float | None:
+    parts = list(_elements(matrix, order))
+    if len(parts) != 4:  # flags, dimensions, name, data: anything else is nested or empty
+        return None
+    flags = struct.unpack(order + "I", parts[0][1][:4])[0] & 0xFF
+    kind, data = parts[3]
+    if flags == 4:
+        codec = TEXT[kind]
+        suffix = "" if codec in ("latin-1", "utf-8") else {"<": "-le", ">": "-be"}[order]
+        return data.decode(codec + suffix)
+    return np.frombuffer(data, order + NUMBERS[kind])[0].item() if len(data) and kind in NUMBERS else None

@@ -1,0 +1,103 @@
+"""An ImageFolder tree: classes, order and files as torchvision lists them."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from pathlib import Path
+
+from imagelmdb.errors import UserError
+
+from .devkit import read_devkit
+from .source import IMAGE_SUFFIXES, ListedSource, Texts, order_as_folder
+
+SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+
+
+class FolderSource(ListedSource):
+    """root/class/.../image, or images right under `root` whose labels the devkit knows."""
+
+    kind = "folder"
+
+    def __init__(self, root: str | Path, *, devkit: str | Path | None = None):
+        self.root = Path(root).expanduser().absolute()
+        folders, files = list_entries(self.root)
+        if devkit is not None:
+            if folders:
+                raise UserError(
+                    f"--devkit is for a flat folder, and {root} holds class folders: leave it out"
+                )
+            classes, labels, paths = label_by_devkit(files, devkit)
+        else:
+            check_class_folders(root, folders, files)
+            classes, labels, paths = folders, *list_images(self.root, folders)
+        self.paths = paths  # below root
+        names = (
+            paths if devkit is None else Texts(f"{classes[labels[i]]}/{paths[i]}" for i in range(len(paths)))
+        )
+        super().__init__(f"folder {root}", classes, labels, names)
+
+    def read_image(self, index: int) -> bytes:
+        return (self.root / self.paths[index]).read_bytes()
+
+
+def list_entries(root: Path) -> tuple[list[str], list[str]]:
+    """(folders, image files) right under `root`, sorted; links count as what they lead to."""
+    folders, files = [], []
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                files.append(entry.name)
+    return sorted(folders), sorted(files)
+
+
+def check_class_folders(root: str | Path, folders: list[str], files: list[str]) -> None:
+    if not folders and files:
+        raise UserError(
+            f"{root} is flat: {len(files)} images and no class folders. For ImageNet's val images pass "
+            "--devkit ILSVRC2012_devkit_t12.tar.gz, with this folder or with ILSVRC2012_img_val.tar; or else "
+            "a list file of `path label` lines, or a folder with one folder a class"
+        )
+    if not folders:
+        raise UserError(f"no class folders and no images in {root}: pass a folder with one folder a class")
+    if len(folders) > 1 and SPLITS.issuperset(folders):
+        raise UserError(f"{root} holds the splits {', '.join(folders)}: pass one, {Path(root) / folders[0]}")
+
+
+def list_images(root: Path, classes: list[str]) -> tuple[array, Texts]:
+    labels, paths, empty = array("i"), Texts(), []
+    for label, name in enumerate(classes):
+        before = len(paths)
+        for folder, _, files in sorted(os.walk(root / name, onerror=_refuse, followlinks=True)):
+            below = Path(folder).relative_to(root).as_posix()
+            for file in sorted(files):
+                if file.lower().endswith(IMAGE_SUFFIXES):
+                    paths.append(f"{below}/{file}")
+                    labels.append(label)
+        if len(paths) == before:
+            empty.append(name)
+    check_no_empty(root, empty)
+    return labels, paths
+
+
+def label_by_devkit(files: list[str], devkit: str | Path) -> tuple[list[str], list[int], Texts]:
+    """(classes, labels, files) of ImageNet's val images, in the order of their class folders."""
+    truth = read_devkit(devkit)
+    labels = truth.label_files(files)
+    order = order_as_folder(Texts(files), labels)
+    return truth.classes, labels[order], Texts(files[i] for i in order)
+
+
+def check_no_empty(where: str | Path, empty: list[str]) -> None:
+    if empty:
+        shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        raise UserError(
+            f"no image for the class {shown} in {where} ({' '.join(IMAGE_SUFFIXES)}): "
+            "remove the empty folder, or put its images there"
+        )
+
+
+def _refuse(error: OSError) -> None:
+    raise error  # os.walk would leave an unreadable folder out and say nothing

@@ -1,0 +1,151 @@
+"""Parquet files with the columns `image` (bytes, or a struct of bytes and path as on the Hub) and `label`.
+
+Row groups are streamed in small batches. Reading in order costs one pass and little memory; a step back,
+as under --shuffle, starts its row group anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from imagelmdb.errors import UserError
+
+from .source import ListedSource, Texts, are_unique, as_folder_name, read_class_names
+
+BATCH_ROWS = 16
+BUFFER_BYTES = 1 << 20
+
+
+class ParquetSource(ListedSource):
+    """Rows in the files' order; class names from the Hub's metadata, else classnames.txt or .json."""
+
+    kind = "parquet"
+
+    def __init__(self, description: str, paths: Sequence[str | Path]):
+        self.paths = [Path(path).expanduser().absolute() for path in paths]
+        self._local = threading.local()
+        labels, files, groups = [], Texts(), []
+        classes = None
+        row = 0
+        for part, path in enumerate(self.paths):
+            file = open_parquet(path)
+            self.column, path_column = find_columns(path, file.schema_arrow)
+            labels.append(read_labels(path, file))
+            for text in read_file_names(file, path_column):
+                files.append(text)
+            classes = classes or read_hub_classes(file.schema_arrow)
+            for group in range(file.num_row_groups):
+                groups.append((row, part, group))
+                row += file.metadata.row_group(group).num_rows
+        self.groups = np.array(groups, np.int64).reshape(-1, 3)  # first row, file, number in it
+        labels = np.concatenate(labels)
+        classes = classes or read_class_names(Path(self.paths[0]).parent, labels)
+        if row and labels.max() >= len(classes):
+            raise UserError(f"{description} names {len(classes)} classes and has the label {labels.max()}")
+        folders = [as_folder_name(name) for name in classes]
+        names = Texts(f"{folders[labels[i]]}/{files[i] or f'{i:08d}'}" for i in range(row))
+        if not are_unique(names):
+            names = Texts(f"{folders[labels[i]]}/{i:08d}_{files[i]}" for i in range(row))
+        super().__init__(description, classes, labels, names)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_local"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        self._local = threading.local()
+
+    def read_image(self, index: int) -> bytes:
+        found = int(np.searchsorted(self.groups[:, 0], index, side="right")) - 1
+        first, part, group = self.groups[found].tolist()
+        place = (os.getpid(), found)
+        cursor = getattr(self._local, "cursor", None)
+        if cursor is None or cursor.place != place or cursor.first > index - first:
+            cursor = self._local.cursor = _Cursor(place, self.paths[part], group, self.column)
+        return cursor.read(index - first)
+
+    def facts(self) -> tuple:
+        return (self.groups,)
+
+
+class _Cursor:
+    """Goes through one row group and holds one batch of it."""
+
+    def __init__(self, place: tuple, path: Path, group: int, column: str):
+        self.place = place
+        self._batches = open_parquet(path).iter_batches(
+            BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False
+        )
+        self.first, self._images = 0, []
+
+    def read(self, row: int) -> bytes:
+        while row >= self.first + len(self._images):
+            self.first += len(self._images)
+            images = next(self._batches).column(0)
+            self._images = images.field("bytes") if hasattr(images, "field") else images
+        image = self._images[row - self.first].as_py()
+        if image is None:
+            raise ValueError("the row holds no image bytes")
+        return image
+
+
+def open_parquet(path: Path):
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{path} needs pyarrow: pip install 'imagelmdb[parquet]'") from error
+    try:
+        return pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER_BYTES)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path} is damaged, or no parquet file ({error}): download it again") from error
+
+
+def find_columns(path: Path, schema) -> tuple[str, str | None]:
+    """Leaves that hold the image's bytes and its file name."""
+    from pyarrow import types
+
+    if not {"image", "label"} <= set(schema.names):
+        raise UserError(f"{path} has the columns {', '.join(schema.names)}, and needs image and label")
+    image, label = schema.field("image").type, schema.field("label").type
+    if not types.is_integer(label):
+        raise UserError(f"{path}: the column label is {label}, and needs integers")
+    if types.is_struct(image):
+        fields = {image.field(i).name: image.field(i).type for i in range(image.num_fields)}
+        if "bytes" in fields:
+            has_text = "path" in fields and types.is_string(fields["path"])
+            return "image.bytes", "image.path" if has_text else None
+    elif types.is_binary(image) or types.is_large_binary(image):
+        return "image", None
+    raise UserError(f"{path}: the column image is {image}, and needs bytes, or a struct with bytes in it")
+
+
+def read_labels(path: Path, file) -> np.ndarray:
+    column = file.read(columns=["label"], use_threads=False).column("label")
+    labels = column.fill_null(-1).to_numpy()
+    if (labels < 0).any():
+        raise UserError(
+            f"{path}, row {int((labels < 0).argmax())}: no label, as in a test split; pass another split"
+        )
+    return labels.astype(np.int32)
+
+
+def read_file_names(file, column: str | None) -> list[str]:
+    if column is None:
+        return [""] * file.metadata.num_rows
+    paths = file.read(columns=[column], use_threads=False).column("image")
+    return [(row["path"] or "").rpartition("/")[2] for chunk in paths.chunks for row in chunk.to_pylist()]
+
+
+def read_hub_classes(schema) -> list[str] | None:
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return list(features["label"]["names"])
+    except (ValueError, KeyError, TypeError):
+        return None

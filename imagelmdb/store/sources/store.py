@@ -1,0 +1,36 @@
+"""Another store, of any layout, or of an older tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..format import Record
+from ..reader import LMDBStore
+from .source import Sample, Texts, digest
+
+
+class StoreSource:
+    def __init__(self, store: LMDBStore | str | Path):
+        self.store = store if isinstance(store, LMDBStore) else LMDBStore(store)
+        self.description = f"store {self.store.path}"
+        self.classes = list(self.store.classes)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def name(self, index: int) -> str:
+        return self.store.name(index)
+
+    def read(self, index: int) -> Sample:
+        record: Record = self.store[index]
+        if self.store.encoding == "raw":
+            return Sample(Image.fromarray(np.asarray(record.image)), int(record.label))
+        return Sample(bytes(record.image), int(record.label))
+
+    def fingerprint(self) -> str:
+        names = Texts(self.name(i) for i in range(len(self)))
+        labels = np.asarray(self.store.labels, np.int32)
+        return digest("store", self.classes, labels, names.ends, names.buffer)
