@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagelmdb.store.format import StoreError
-from imagelmdb.store.pages import META_PAGE, check_file, check_tree
+from imagelmdb.store.pages import META_PAGE, check_file, check_tree, has_key
 
 # Damages a file in two bytes, time and again, and reads all of it wherever check_tree lets it pass.
 # A process of its own: where the check misses something, liblmdb may end it with a signal.
@@ -118,6 +118,14 @@ def test_a_file_after_deletes_and_overwrites_passes(tmp_path):
 def test_an_empty_database_passes(tmp_path):
     lmdb.open(str(tmp_path / "empty.lmdb"), subdir=False, lock=False).close()
     assert check_tree(tmp_path / "empty.lmdb").entries == 0
+    assert not has_key(tmp_path / "empty.lmdb", b"key")
+
+
+def test_a_key_is_found_without_liblmdb(whole):
+    for key in (b"00000000", b"00000007", b"00000600", b"00001199", b"db0", b"db1"):
+        assert has_key(whole, key)
+    for key in (b"0", b"0000", b"00000600\0", b"000006000", b"00001200", b"a" * 300, b"\0"):
+        assert not has_key(whole, key)
 
 
 def test_keys_of_any_length_pass_in_the_order_of_lmdb(tmp_path):

@@ -79,10 +79,12 @@ class Pages:
 
     def locate_values(self, tree: np.void) -> Iterator[tuple[bytes, int, int]]:
         """(key, offset in the file, size) of each value that has overflow pages of its own, in key order."""
-        level = np.array([int(tree["root"])])
-        for _ in range(int(tree["depth"]) - 1):
-            nodes = self._read_nodes(level, BRANCH, minimum=2)
-            level = (nodes.value | nodes.flags << 32).astype(np.int64)
+        level, depth = self._read_root(tree)
+        if level is None:
+            return
+        for _ in range(depth - 1):
+            level = _children(self._read_nodes(self._in_range(level, level), BRANCH, minimum=2))
+        level = self._in_range(level, level)
         for start in range(0, len(level), BATCH):
             pages = level[start : start + BATCH]
             nodes = self._read_nodes(pages, LEAF, minimum=1)
@@ -98,16 +100,9 @@ class Pages:
 
     def check_tree(self, tree: np.void, read_values: bool) -> tuple[list, list[tuple[bytes, np.void]]]:
         """Check one B-tree; return the runs of pages (starts, lengths) it owns and the trees it names."""
-        root, depth, entries = int(tree["root"]), int(tree["depth"]), int(tree["entries"])
-        if tree["flags"] != 0:
-            raise StoreError(f"a tree has flags {tree['flags']:#x}: no image store orders its keys so")
-        if root == NO_PAGE:
-            if entries:
-                raise StoreError(f"an empty tree claims {entries} entries")
+        level, depth = self._read_root(tree)
+        if level is None:
             return [], []
-        if not 1 <= depth <= MAX_DEPTH:
-            raise StoreError(f"a tree claims a depth of {depth}")
-        level = np.array([root], np.uint64)
         lows = Keys(np.zeros((1, 1), np.uint64), np.zeros(1, np.int64))
         runs, total = [], 0
         for above_leaves in reversed(range(depth)):
@@ -126,9 +121,36 @@ class Pages:
             runs.append(self._check_values(level[part], nodes, read_values))
             named += self._read_named(level[part], nodes)
             found += len(nodes.page)
-        if found != entries:
-            raise StoreError(f"a tree holds {found} entries and claims {entries}")
+        if found != tree["entries"]:
+            raise StoreError(f"a tree holds {found} entries and claims {tree['entries']}")
         return runs, named
+
+    def has_key(self, tree: np.void, key: bytes) -> bool:
+        """Look a key up as liblmdb does, with each page on the way checked first."""
+        page, depth = self._read_root(tree)
+        if page is None:
+            return False
+        words = np.frombuffer(key.ljust(-(-len(key) // 8) * 8, b"\0"), ">u8").astype(np.uint64)
+        wanted = Keys(words[None], np.array([len(key)]))
+        for _ in range(depth - 1):
+            nodes = self._read_nodes(self._in_range(page, page), BRANCH, minimum=2)
+            row = np.count_nonzero(~_less(wanted, nodes.keys)[1:])  # a page's first key is not looked at
+            page = _children(nodes)[row : row + 1]
+        keys = self._read_nodes(self._in_range(page, page), LEAF, minimum=1).keys
+        return bool(np.any(~_less(wanted, keys) & ~_less(keys, wanted)))
+
+    def _read_root(self, tree: np.void) -> tuple[np.ndarray | None, int]:
+        """(root page, depth); None where the tree is empty."""
+        root, depth, entries = int(tree["root"]), int(tree["depth"]), int(tree["entries"])
+        if tree["flags"] != 0:
+            raise StoreError(f"a tree has flags {tree['flags']:#x}: no image store orders its keys so")
+        if root == NO_PAGE:
+            if entries:
+                raise StoreError(f"an empty tree claims {entries} entries")
+            return None, 0
+        if not 1 <= depth <= MAX_DEPTH:
+            raise StoreError(f"a tree claims a depth of {depth}")
+        return np.array([root], np.uint64), depth
 
     def _in_range(self, wanted: np.ndarray, sources: np.ndarray) -> np.ndarray:
         """Page numbers as int64, once they are known to lie in the file."""
@@ -141,7 +163,7 @@ class Pages:
     def _descend(self, level: np.ndarray, lows: Keys) -> tuple[np.ndarray, Keys]:
         """The children of branch pages, and the least key that may stand under each."""
         nodes = self._read_nodes(level, BRANCH, minimum=2)
-        children = nodes.value.astype(np.uint64) | nodes.flags.astype(np.uint64) << np.uint64(32)
+        children = _children(nodes)
         self._in_range(children, level[nodes.page])
         width = max(nodes.keys.words.shape[1], lows.words.shape[1])
         words, sizes = nodes.keys.padded(width), nodes.keys.sizes.copy()
@@ -231,6 +253,10 @@ class Pages:
             name = bytes(self.bytes[end - int(nodes.keys.sizes[row]) : end])
             named.append((name, np.frombuffer(data.tobytes(), TREE)[0]))
         return named
+
+
+def _children(nodes: Nodes) -> np.ndarray:
+    return (nodes.value | nodes.flags << 32).astype(np.uint64)
 
 
 def _check_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> None:

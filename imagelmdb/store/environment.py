@@ -85,9 +85,19 @@ class Environment:
         except lmdb.Error as error:
             raise StoreError(f"{self.file}: {error}") from error
 
-    def count(self, database: str | None = None) -> int:
+    def last_key(self, database: str | None = None) -> bytes:
+        """The greatest key in LMDB's order; empty where there is none."""
+        try:
+            with self._lmdb.begin(db=self._database(database)) as transaction:
+                cursor = transaction.cursor()
+                return cursor.key() if cursor.last() else b""
+        except lmdb.Error as error:
+            raise StoreError(f"{self.file}: {error}") from error
+
+    def count(self) -> int:
+        """Entries of the main database, meta keys among them."""
         with self._lmdb.begin() as transaction:
-            return transaction.stat(self._database(database))["entries"]
+            return transaction.stat(self._main)["entries"]
 
     def view(self, offset: int, size: int) -> memoryview:
         """Bytes of the file as a read-only view of the mapping; nothing is read before it is used."""

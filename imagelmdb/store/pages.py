@@ -76,6 +76,15 @@ def locate_values(path: str | Path) -> Iterator[tuple[bytes, int, int]]:
     yield from Pages(path, facts.page_size, facts.last_page + 1).locate_values(tree)
 
 
+def has_key(path: str | Path, key: bytes) -> bool:
+    """Whether the main database has a key, found without liblmdb."""
+    facts, tree = _read_meta(path)
+    try:
+        return _open_pages(path, facts).has_key(tree, key)
+    except StoreError as error:
+        raise StoreError(f"{path}: damaged: {error}") from error
+
+
 def _read_meta(path: str | Path) -> tuple[FileFacts, np.void]:
     """The newest meta page, as facts and as the main tree's record."""
     try:
@@ -120,10 +129,13 @@ def _parse_meta(path: str | Path, data: bytes) -> np.void:
     return meta
 
 
+def _open_pages(path: str | Path, facts: FileFacts) -> Pages:
+    return Pages(path, facts.page_size, min(facts.data_size, facts.file_size) // facts.page_size)
+
+
 def _check_trees(path: str | Path, facts: FileFacts, tree: np.void, read_values: bool) -> None:
-    count = min(facts.data_size, facts.file_size) // facts.page_size
     try:
-        Pages(path, facts.page_size, count).check_trees(tree, read_values)
+        _open_pages(path, facts).check_trees(tree, read_values)
     except StoreError as error:
         short = facts.data_size - facts.file_size
         if short > 0:

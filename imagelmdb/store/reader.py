@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgpack
 import numpy as np
 
+from . import pages
 from .environment import Environment, open_environment
 from .format import (
     ARRAYS,
@@ -28,6 +29,8 @@ from .format import (
     make_key,
     unpack_record,
 )
+from .legacy.formats import open_legacy
+from .legacy.store import LegacyStore
 
 SHARD_PATTERN = "shard-*.lmdb"
 
@@ -58,7 +61,7 @@ class LMDBStore:
         return _reopen, (self.path, self.partial)
 
     @cached_property
-    def parts(self) -> list[Shard]:
+    def parts(self) -> list[Shard | LegacyStore]:
         """The LMDBs of this store, in order."""
         files = find_files(self.path)
         parts = [_open_part(file) for file in files]
@@ -109,7 +112,7 @@ class LMDBStore:
     def _ends(self) -> list[int]:
         return list(accumulate(len(part) for part in self.parts))
 
-    def locate(self, index: int) -> tuple[Shard, int]:
+    def locate(self, index: int) -> tuple[Shard | LegacyStore, int]:
         count = self._ends[-1]
         if not -count <= index < count:
             raise IndexError(f"record {index} of {count} in {self.path}")
@@ -236,7 +239,9 @@ def read_state(file: Path) -> State:
     return State(environment.count() > 0, "", "")
 
 
-def _open_part(file: Path) -> Shard:
+def _open_part(file: Path) -> Shard | LegacyStore:
+    if not any(pages.has_key(file, key) for key in (META_KEY, UNFINISHED_KEY)):
+        pages.check_tree(file)  # not ours: liblmdb must not be the first to walk it
     environment = open_environment(file)
     try:
         if meta := environment.get(META_KEY):
@@ -249,7 +254,7 @@ def _open_part(file: Path) -> Shard:
             f"{file} is unfinished: to finish it, run the command that converts "
             f"{state.source or 'its source'} once more"
         )
-    raise StoreError(f"{file} is an LMDB, but not one of a known image store")
+    return open_legacy(environment)
 
 
 def _check_shards(path: Path, parts: list[Shard], partial: bool) -> None:

@@ -1,0 +1,220 @@
+"""pyarrow's pa.serialize, any version that had it (0.8 to 14), read without pyarrow.
+
+A payload is a header (counts of attached tensors and buffers, all zero here: 8 bytes to 0.11, 16 from 0.12)
+and an Arrow IPC stream: a schema message, one record batch, an end mark. The batch has one row of one dense
+union, whose branches are nested lists of unions of the values. Buffers lie in the order of the fields,
+parents first; which ones a field has depends on its type and on the metadata version.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+NULL, INT, BINARY, UTF8, LIST, STRUCT, UNION = 1, 2, 4, 5, 12, 13, 14  # flatbuffer numbers of Arrow types
+SCHEMA, RECORD_BATCH = 1, 3  # of message headers
+METADATA_V4, METADATA_V5 = 3, 4  # pyarrow to 0.17, from 1.0
+MAX_DEPTH = 8  # of nested fields; a record needs 5
+MAX_CHILDREN = 64  # of a union, pyarrow has some 40 kinds of value
+MAX_ITEMS = 16  # of a list in a record
+
+_BUFFERS = {NULL: 0, INT: 2, BINARY: 3, UTF8: 3, LIST: 2, STRUCT: 1, UNION: 2}  # validity, offsets, data ...
+
+
+class Field(NamedTuple):
+    """A column: its type, its children, and where its buffers are in the list of the batch."""
+
+    kind: int
+    children: tuple[Field, ...]
+    buffer: int  # the first one
+    number: str  # struct format of an Int's values
+
+
+def load(value: memoryview):
+    """The serialized object: bytes (as memoryviews), ints and None in lists."""
+    root, body, buffers = _open(value)
+    return _read(root, 0, body, buffers)
+
+
+def load_keys(value: memoryview) -> tuple[memoryview, np.ndarray]:
+    """A serialized list of bytes, without an object for each: the joined bytes, and where each ends."""
+    root, body, buffers = _open(value)
+    field, row = root, 0
+    while field.kind in (UNION, STRUCT):
+        field, row = _enter(field, row, body, buffers)
+    if field.kind != LIST:
+        raise ValueError("no list of keys")
+    start, end = _span(field, row, body, buffers)
+    union = field.children[0]
+    child, first = _enter(union, start, body, buffers) if end > start else (None, 0)
+    if child is None or child.kind not in (BINARY, UTF8):
+        raise ValueError("no list of keys")
+    types = np.frombuffer(_slice(body, *buffers[union.buffer])[start:end], np.int8)
+    rows = np.frombuffer(_slice(body, *buffers[union.buffer + 1])[4 * start : 4 * end], "<i4")
+    if np.any(types != types[0]) or not np.array_equal(rows, np.arange(first, first + len(types))):
+        raise ValueError("no plain list of keys")
+    offsets = _slice(body, *buffers[child.buffer + 1])[4 * first : 4 * (first + len(rows) + 1)]
+    ends = np.frombuffer(offsets, "<i4").astype(np.int64)
+    if len(ends) != len(rows) + 1:
+        raise ValueError("the keys' offsets are cut short")
+    data = _slice(body, *buffers[child.buffer + 2])
+    return _slice(data, int(ends[0]), int(ends[-1] - ends[0])), ends[1:] - ends[0]
+
+
+def _open(value: memoryview) -> tuple[Field, memoryview, list[tuple[int, int]]]:
+    """The root field, the body of the batch, and the (offset, length) of each buffer in it."""
+    if _unpack("<q", value, 0) != 0:
+        raise ValueError("not a pyarrow payload, or one with tensors attached")
+    at = 16 if _unpack("<q", value, 8) == 0 else 8
+    schema, at = _message(value, at)
+    batch, at = _message(value, at)
+    root = _plan(bytes(schema))
+    table, kind, _, size = _message_header(batch)
+    if kind != RECORD_BATCH:
+        raise ValueError("no record batch where one belongs")
+    start, count = _vector(batch, table, 2)
+    if count > len(batch):
+        raise ValueError("more buffers than bytes")
+    flat = struct.unpack_from(f"<{2 * count}q", batch, start)
+    return root, _slice(value, at, size), list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _message(value: memoryview, at: int) -> tuple[memoryview, int]:
+    """The flatbuffer of the message at `at`, and where its body begins."""
+    size, at = _unpack("<i", value, at), at + 4
+    if size == -1:  # the mark that 0.15 introduced
+        size, at = _unpack("<i", value, at), at + 4
+    return _slice(value, at, size), at + size
+
+
+_plans: dict[bytes, Field] = {}  # records of one store share one schema
+
+
+def _plan(schema: bytes) -> Field:
+    if schema not in _plans:
+        table, kind, version, _ = _message_header(memoryview(schema))
+        start, count = _vector(memoryview(schema), table, 1)
+        if kind != SCHEMA or version not in (METADATA_V4, METADATA_V5) or count != 1:
+            raise ValueError("not the schema of one serialized object")
+        field, _ = _parse_field(memoryview(schema), _follow(memoryview(schema), start), version, 0, 0)
+        if len(_plans) > 64:  # a damaged database must not fill the memory
+            _plans.clear()
+        _plans[schema] = field
+    return _plans[schema]
+
+
+def _parse_field(data: memoryview, table: int, version: int, buffer: int, depth: int) -> tuple[Field, int]:
+    """A field whose first buffer is number `buffer`, and the number after its last one."""
+    if depth > MAX_DEPTH:
+        raise ValueError("fields nested too deep")
+    kind = _unpack("B", data, _field(data, table, 2))
+    if kind not in _BUFFERS:
+        raise ValueError(f"a column of Arrow type {kind}, which no image store holds")
+    number = ""
+    details = _field(data, table, 3)
+    if kind == INT:
+        details = _follow(data, details)
+        bits, signed = (_field(data, details, n) for n in (0, 1))
+        code = {8: "b", 16: "h", 32: "i", 64: "q"}[_unpack("<i", data, bits)]
+        number = "<" + (code if signed and _unpack("B", data, signed) else code.upper())
+    if kind == UNION and not _unpack("<h", data, _field(data, _follow(data, details), 0)):
+        raise ValueError("a sparse union, which no image store holds")
+    after = buffer + _BUFFERS[kind] + (kind == UNION and version == METADATA_V4)
+    types = after - 2 if kind == UNION else buffer  # V4 puts an empty validity buffer before a union's types
+    children = []
+    if kind in (LIST, STRUCT, UNION):
+        start, count = _vector(data, table, 5)
+        if count > MAX_CHILDREN:
+            raise ValueError(f"a field of {count} children")
+        for index in range(count):
+            child, after = _parse_field(data, _follow(data, start + 4 * index), version, after, depth + 1)
+            children.append(child)
+    if kind in (LIST, STRUCT) and len(children) != 1:
+        raise ValueError("a list or struct without its one child")
+    return Field(kind, tuple(children), types, number), after
+
+
+def _read(field: Field, row: int, body: memoryview, buffers: list):
+    if field.kind == INT:
+        size = struct.calcsize(field.number)
+        return _unpack(field.number, _slice(body, *buffers[field.buffer + 1]), size * row)
+    if field.kind in (BINARY, UTF8):
+        start, end = _span(field, row, body, buffers)
+        return _slice(_slice(body, *buffers[field.buffer + 2]), start, end - start)
+    if field.kind == LIST:
+        start, end = _span(field, row, body, buffers)
+        if end - start > MAX_ITEMS:
+            raise ValueError(f"a list of {end - start} items where a record belongs")
+        return [_read(field.children[0], item, body, buffers) for item in range(start, end)]
+    if field.kind == NULL:
+        return None
+    return _read(*_enter(field, row, body, buffers), body, buffers)
+
+
+def _enter(field: Field, row: int, body: memoryview, buffers: list) -> tuple[Field, int]:
+    """The child, and the row in it, that a union's or struct's row stands for."""
+    if field.kind == STRUCT:
+        return field.children[0], row
+    if field.kind != UNION:
+        raise ValueError("no union where one belongs")
+    child = _unpack("b", _slice(body, *buffers[field.buffer]), row)  # an index: typeIds differ to 0.12
+    if not 0 <= child < len(field.children):
+        raise ValueError(f"a union of {len(field.children)} has no branch {child}")
+    return field.children[child], _unpack("<i", _slice(body, *buffers[field.buffer + 1]), 4 * row)
+
+
+def _span(field: Field, row: int, body: memoryview, buffers: list) -> tuple[int, int]:
+    """Where row `row` of a list or of bytes begins and ends."""
+    offsets = _slice(body, *buffers[field.buffer + 1])
+    start, end = _unpack("<i", offsets, 4 * row), _unpack("<i", offsets, 4 * row + 4)
+    if not 0 <= start <= end:
+        raise ValueError("offsets out of order")
+    return start, end
+
+
+# Flatbuffers: a table begins with the distance back to its vtable, which holds the place of each field in it.
+
+
+def _message_header(data: memoryview) -> tuple[int, int, int, int]:
+    """(header table, its kind, metadata version, body length)."""
+    table = _follow(data, 0)
+    places = [_field(data, table, n) for n in range(4)]
+    version = _unpack("<h", data, places[0]) if places[0] else 0
+    length = _unpack("<q", data, places[3]) if places[3] else 0
+    return _follow(data, places[2]), _unpack("B", data, places[1]), version, length
+
+
+def _field(data: memoryview, table: int, number: int) -> int:
+    """Where a table's field lies; 0 where it has none."""
+    vtable = table - _unpack("<i", data, table)
+    if 4 + 2 * number >= _unpack("<H", data, vtable):
+        return 0
+    place = _unpack("<H", data, vtable + 4 + 2 * number)
+    return table + place if place else 0
+
+
+def _follow(data: memoryview, at: int) -> int:
+    return at + _unpack("<I", data, at)
+
+
+def _vector(data: memoryview, table: int, number: int) -> tuple[int, int]:
+    """(where its items begin, their count)."""
+    place = _field(data, table, number)
+    if not place:
+        raise ValueError("a table without a list that it must have")
+    at = _follow(data, place)
+    return at + 4, _unpack("<I", data, at)
+
+
+def _unpack(layout: str, data: memoryview, at: int) -> int:
+    if at < 0:  # struct would count from the end
+        raise ValueError("an offset below zero")
+    return struct.unpack_from(layout, data, at)[0]
+
+
+def _slice(data: memoryview, start: int, size: int) -> memoryview:
+    if start < 0 or size < 0 or start + size > len(data):
+        raise ValueError("a part that lies outside its data")
+    return data[start : start + size]

@@ -1,0 +1,207 @@
+"""Which tool wrote this database?
+
+    pyarrow, msgpack, pickle   Efficient-PyTorch, PyTorch-LMDB, pytorch-lmdb, fast-pytorch-loader, tensorpack:
+                               `__keys__` and records of (image, label) in one serializer
+    torchlmdb                  `__shape__`, `__labels__`; values are bare pixels
+    torchrecord                named sub-databases db0, db1, .. of protobuf messages
+
+All are recognised by what they hold. Records without `__keys__` are read in the order of their numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import numpy as np
+
+from ..environment import Environment
+from ..format import KEYS_KEY, LEN_KEY, StoreError
+from . import arrow, packed, pickled, protobuf
+from .keys import Keys, NamedKeys
+from .store import DAMAGE, MAX_CLASSES, LegacyStore
+
+SHAPE_KEY = b"__shape__"
+LABELS_KEY = b"__labels__"
+LOADERS = {"pyarrow": arrow.load, "msgpack": packed.load, "pickle": pickled.load}
+
+
+def open_legacy(environment: Environment) -> LegacyStore:
+    """The store in a database that is not of our format; StoreError says what was found instead."""
+    first = next(environment.keys(), None)
+    if first is None:
+        raise StoreError(f"{environment.file} is an empty LMDB")
+    if environment.get(SHAPE_KEY) is not None:
+        return _open_torchlmdb(environment)
+    if first == b"db0":
+        return _open_torchrecord(environment)
+    return _open_serialized(environment)
+
+
+def _open_serialized(environment: Environment) -> LegacyStore:
+    listed = environment.get(KEYS_KEY)
+    keys = _load_keys(environment, listed) if listed is not None else _scan_keys(environment)
+    name = _recognise(environment, listed if listed is not None else environment.get(keys[0][1]))
+    load = LOADERS[name]
+    _check_length(environment, keys, load)
+    return LegacyStore(environment, format=name, keys=keys, load=partial(_load_record, load))
+
+
+def _open_torchlmdb(environment: Environment) -> LegacyStore:
+    shape = _load_meta(environment, SHAPE_KEY, pickled.load)
+    listed, stored = environment.get(KEYS_KEY), environment.get(LABELS_KEY)
+    if listed is None or stored is None or type(shape) is not tuple or len(shape) != 3 or min(shape) < 1:
+        raise StoreError(
+            f"{environment.file} looks like torchlmdb's, but lacks keys, labels or a shape of 3 sides"
+        )
+    keys = _load_keys(environment, listed)
+    _check_length(environment, keys, pickled.load)
+    labels = _load_meta(environment, LABELS_KEY, pickled.load)
+    if not isinstance(labels, list) or not all(type(n) is int and 0 <= n < MAX_CLASSES for n in labels):
+        raise StoreError(f"{environment.file}: __labels__ holds what are no class numbers")
+    if len(labels) != len(keys):
+        raise StoreError(f"{environment.file}: {len(labels)} labels for {len(keys)} records")
+    channels_first = shape[0] in (1, 3) and not environment.file.stem.endswith("_HWC")
+    height, width = shape[1:] if channels_first else shape[:2]
+    return LegacyStore(
+        environment,
+        format=f"torchlmdb {'CHW' if channels_first else 'HWC'}",
+        keys=keys,
+        load=partial(_load_pixels, shape, channels_first),
+        labels=np.array(labels, np.int32),
+        pixels=(width, height),
+    )
+
+
+def _open_torchrecord(environment: Environment) -> LegacyStore:
+    names = list(map(_decode, environment.keys()))
+    if any(not re.fullmatch(r"db\d+", name) for name in names):
+        raise StoreError(f"{environment.file} looks like torchrecord's, but holds {names[:3]}")
+    names.sort(key=lambda name: int(name[2:]))
+    if names[-1] != f"db{len(names) - 1}":
+        raise StoreError(f"{environment.file} lacks some of the databases up to {names[-1]}")
+    parts = [(name, _number_keys(environment, name)) for name in names]
+    return LegacyStore(environment, format="torchrecord", keys=NamedKeys(parts), load=protobuf.load)
+
+
+def _number_keys(environment: Environment, database: str) -> Keys:
+    """Keys 0 .. the last one: a record that was lost in between is missed when it is read."""
+    last = environment.last_key(database)
+    if not last.isdigit():
+        raise StoreError(f"{environment.file}: {database} is empty or has keys like {last!r}")
+    return Keys.numbers(int(last) + 1, len(last))
+
+
+def _scan_keys(environment: Environment) -> Keys:
+    """The keys that are numbers, in their order."""
+    keys = list(environment.keys())
+    keys = [key for key in keys if not key.startswith(b"__")]
+    if not keys or not all(map(bytes.isdigit, keys)):
+        raise StoreError(
+            f"{environment.file} is an LMDB of no known image store: its keys are like {keys[:3]}"
+        )
+    return Keys.from_list(sorted(keys, key=int))
+
+
+def _decode(key: bytes) -> str:
+    return key.decode("ascii", "replace")
+
+
+def _recognise(environment: Environment, value: memoryview) -> str:
+    start = bytes(value[:16])
+    if start[:8] == bytes(8):
+        return "pyarrow"
+    if re.match(rb"\x80[\x02-\x05]", start):
+        return "pickle"
+    if re.match(rb"[\x90-\x9f\xdc\xdd]", start):
+        return "msgpack"
+    raise StoreError(f"{environment.file} is an LMDB of no known image store: a value begins {start!r}")
+
+
+def _load_keys(environment: Environment, listed: memoryview) -> Keys:
+    name = _recognise(environment, listed)
+    try:
+        if name == "pyarrow":
+            return Keys(*arrow.load_keys(listed))
+        return Keys.from_list(packed.load_keys(listed) if name == "msgpack" else pickled.load(bytes(listed)))
+    except DAMAGE as error:
+        raise StoreError(f"{environment.file}: {KEYS_KEY.decode()} holds {error}") from error
+
+
+def _load_meta(environment: Environment, key: bytes, load):
+    try:
+        return load(environment.get(key))
+    except DAMAGE as error:
+        raise StoreError(f"{environment.file}: {key.decode()} holds {error}") from error
+
+
+def _check_length(environment: Environment, keys: Keys, load) -> None:
+    if environment.get(LEN_KEY) is None:  # tensorpack writes none
+        return
+    length = _load_meta(environment, LEN_KEY, load)
+    if length != len(keys):
+        raise StoreError(f"{environment.file}: __len__ says {length!r}, and there are {len(keys)} keys")
+
+
+def _load_record(load, value: memoryview) -> tuple[memoryview | np.ndarray, int]:
+    record = load(value)
+    if not isinstance(record, list | tuple) or len(record) != 2:
+        raise ValueError("no pair of image and label")
+    image, label = record
+    if isinstance(image, tuple | list) and len(image) == 1:  # pytorch-lmdb
+        image = image[0]
+    return _as_image(image), _as_label(label)
+
+
+def _as_image(image) -> memoryview | np.ndarray:
+    if isinstance(image, dict):  # msgpack-numpy
+        image = _unpack_array(image)
+    elif isinstance(image, pickled.Array):
+        image = image.value
+    if isinstance(image, bytes):
+        image = memoryview(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise ValueError(f"an image of {image.dtype}")
+        if image.ndim == 3:
+            return _as_rgb(image, channels_first=image.shape[0] in (1, 3))
+        image = memoryview(image)
+    if not isinstance(image, memoryview) or image.ndim != 1 or len(image) == 0:
+        raise ValueError("no image")
+    return image
+
+
+def _as_rgb(pixels: np.ndarray, *, channels_first: bool) -> np.ndarray:
+    """An HWC view of pixels; grey ones are repeated, without a copy."""
+    if channels_first:
+        pixels = pixels.transpose(1, 2, 0)
+    height, width, channels = pixels.shape
+    if channels not in (1, 3) or not height or not width:
+        raise ValueError(f"pixels of shape {pixels.shape}")
+    return np.broadcast_to(pixels, (height, width, 3))
+
+
+def _as_label(label) -> int:
+    if isinstance(label, dict):
+        label = _unpack_array(label)
+    elif isinstance(label, pickled.Array):
+        label = label.value
+    if isinstance(label, np.ndarray) and label.size == 1 and label.dtype.kind in "iu":
+        label = int(label.reshape(()))
+    if type(label) is not int:
+        raise ValueError("no label")
+    return label
+
+
+def _unpack_array(fields: dict[bytes, object]) -> np.ndarray:
+    """msgpack-numpy's map of an array."""
+    dtype = np.dtype(pickled.DType(str(fields[b"type"], "ascii")).value)
+    return np.frombuffer(fields[b"data"], dtype).reshape(fields[b"shape"])
+
+
+def _load_pixels(
+    shape: tuple[int, int, int], channels_first: bool, value: memoryview
+) -> tuple[np.ndarray, None]:
+    if len(value) != int(np.prod(shape)):
+        raise ValueError(f"{len(value)} bytes for pixels of shape {shape}")
+    return _as_rgb(np.frombuffer(value, np.uint8).reshape(shape), channels_first=channels_first), None

@@ -1,0 +1,242 @@
+"""Pickles read without pickle: nothing in them is imported or called, whatever they say.
+
+A machine of our own runs the few opcodes that image stores hold (protocols 2 to 5). The only globals it knows
+are those of numpy arrays and torch.Size, and these stand for functions here, not for numpy's: they check what
+they are given. Memory stays in proportion to the pickle, and large byte strings are views of it.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+import numpy as np
+
+MAX_DIMENSIONS = 4
+
+
+class DType:
+    """numpy.dtype under construction: the pickle names it first and gives the byte order later."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False):
+        if not isinstance(name, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248])", name):
+            raise ValueError("an array of no plain integers")
+        self.value = np.dtype(name)
+
+    def set_state(self, state: tuple) -> None:
+        order, details = state[1], state[2:]
+        if order not in ("<", ">", "|", "=") or any(part not in (None, -1, 0) for part in details):
+            raise ValueError("an array of no plain integers")
+        if order in "<>":
+            self.value = self.value.newbyteorder(order)
+
+
+class Array:
+    """numpy.ndarray under construction; `value` once the pickle has given its state."""
+
+    def __init__(self, kind: object = None, shape: object = None, code: object = None):
+        self.value: np.ndarray | None = None
+
+    def set_state(self, state: tuple) -> None:
+        _, shape, dtype, fortran, data = state
+        self.value = _make_array(data, dtype, shape, "F" if fortran else "C")
+
+
+def load(data: bytes | memoryview):
+    """The pickled value: ints, bytes, text, lists, tuples, Array."""
+    if data[:1] != b"\x80":
+        raise ValueError("not a pickle of protocol 2 or later")
+    return _Machine(data).run()
+
+
+def _from_buffer(buffer, dtype, shape, order, axes=None) -> Array:
+    """numpy's _frombuffer: recent versions write order K and axes for a transposed array."""
+    array = Array()
+    array.value = _make_array(buffer, dtype, shape, "C" if order == "K" else order)
+    if order == "K" and axes is not None:
+        array.value = array.value.transpose(axes)
+    return array
+
+
+def _make_array(data: bytes | memoryview, dtype: DType, shape: tuple, order: str) -> np.ndarray:
+    if not isinstance(data, bytes | memoryview) or not isinstance(dtype, DType):
+        raise ValueError("an array of no plain integers")
+    return np.frombuffer(data, dtype.value).reshape(_size(shape), order=order)
+
+
+def _size(shape: tuple) -> tuple[int, ...]:
+    """torch.Size, and the shapes of arrays."""
+    if (
+        type(shape) is not tuple
+        or len(shape) > MAX_DIMENSIONS
+        or any(type(n) is not int or n < 0 for n in shape)
+    ):
+        raise ValueError("a shape that is none")
+    return shape
+
+
+def _ndarray() -> None:
+    raise ValueError("an array made in no way that numpy pickles one")
+
+
+_GLOBALS = {
+    ("numpy", "dtype"): DType,
+    ("numpy", "ndarray"): _ndarray,  # only named, as an argument of _reconstruct
+    ("torch", "Size"): _size,
+    ("numpy.core.multiarray", "_reconstruct"): Array,
+    ("numpy._core.multiarray", "_reconstruct"): Array,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+}
+_CALLABLES = set(_GLOBALS.values())
+
+
+class _Machine:
+    """The stack machine that a pickle is a program for."""
+
+    def __init__(self, data: bytes | memoryview):
+        self.data = data
+        self.at = 0
+        self.stack: list = []
+        self.marks: list[int] = []  # heights of the stack
+        self.memo: list = []
+
+    def run(self):
+        data, stack, actions = self.data, self.stack, _ACTIONS
+        while True:
+            at = self.at
+            code = data[at]
+            if code == 0x43:  # SHORT_BINBYTES, which with the next one makes up a list of keys
+                self.at = end = at + 2 + data[at + 1]
+                stack.append(bytes(data[at + 2 : end]))
+            elif code == 0x94:  # MEMOIZE
+                self.memo.append(stack[-1])
+                self.at = at + 1
+            elif code == 0x2E:  # STOP
+                return stack.pop()
+            elif code in actions:
+                self.at = at + 1
+                actions[code](self)
+            else:
+                raise ValueError(f"pickle opcode {bytes([code])!r}, which no image store holds")
+
+    def take(self, size: int) -> bytes | memoryview:
+        start, self.at = self.at, self.at + size
+        if self.at > len(self.data):
+            raise ValueError("a pickle cut short")
+        return self.data[start : self.at]
+
+    def number(self, layout: str) -> int:
+        (value,) = struct.unpack_from(layout, self.data, self.at)
+        self.at += struct.calcsize(layout)
+        return value
+
+    def pop_mark(self) -> list:
+        height = self.marks.pop()
+        items = self.stack[height:]
+        del self.stack[height:]
+        return items
+
+    def short_bytes(self) -> None:
+        size = self.data[self.at]
+        self.at += 1
+        self.stack.append(bytes(self.take(size)))
+
+    def text(self, layout: str) -> None:
+        self.stack.append(str(self.take(self.number(layout)), "utf-8"))
+
+    def long(self) -> None:
+        self.stack.append(int.from_bytes(self.take(self.number("B")), "little", signed=True))
+
+    def tuple_of(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise ValueError("a pickle whose stack is empty")
+        items = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        self.stack.append(items)
+
+    def extend(self) -> None:
+        items = self.pop_mark()
+        _require(self.stack[-1], list).extend(items)
+
+    def append(self) -> None:
+        item = self.stack.pop()
+        _require(self.stack[-1], list).append(item)
+
+    def put(self, index: int) -> None:
+        """Picklers number their memo from 0 on; a damaged number must not make it huge."""
+        if index == len(self.memo):
+            self.memo.append(self.stack[-1])
+        elif index < len(self.memo):
+            self.memo[index] = self.stack[-1]
+        else:
+            raise ValueError("a pickle whose memo is out of order")
+
+    def find(self, module: str, name: str) -> None:
+        found = _GLOBALS.get((module, name))
+        if found is None:
+            asked = f"{module[:60]}.{name[:60]}"
+            raise ValueError(f"a pickle that asks for {asked}, which no image store needs; it was not run")
+        self.stack.append(found)
+
+    def find_line(self) -> None:
+        module, name, _ = bytes(self.data[self.at : self.at + 200]).split(b"\n", 2)
+        self.at += len(module) + len(name) + 2
+        self.find(module.decode("ascii"), name.decode("ascii"))
+
+    def find_stacked(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.find(_require(module, str), _require(name, str))
+
+    def reduce(self) -> None:
+        arguments, function = _require(self.stack.pop(), tuple), self.stack.pop()
+        if function not in _CALLABLES:
+            raise ValueError("a pickle that calls what is no function")
+        self.stack.append(function(*arguments))
+
+    def build(self) -> None:
+        state = _require(self.stack.pop(), tuple)
+        _require(self.stack[-1], DType | Array).set_state(state)
+
+
+def _require(value, kind):
+    if not isinstance(value, kind):
+        raise ValueError(f"a pickle with a {type(value).__name__} out of place")
+    return value
+
+
+_ACTIONS = {
+    b"\x80"[0]: lambda m: m.take(1),  # PROTO
+    b"\x95"[0]: lambda m: m.take(8),  # FRAME
+    b"("[0]: lambda m: m.marks.append(len(m.stack)),
+    b"N"[0]: lambda m: m.stack.append(None),
+    b"\x88"[0]: lambda m: m.stack.append(True),
+    b"\x89"[0]: lambda m: m.stack.append(False),
+    b"K"[0]: lambda m: m.stack.append(m.number("B")),
+    b"M"[0]: lambda m: m.stack.append(m.number("<H")),
+    b"J"[0]: lambda m: m.stack.append(m.number("<i")),
+    b"\x8a"[0]: _Machine.long,
+    b"U"[0]: _Machine.short_bytes,  # str of Python 2
+    b"B"[0]: lambda m: m.stack.append(m.take(m.number("<I"))),
+    b"T"[0]: lambda m: m.stack.append(m.take(m.number("<I"))),
+    b"\x8e"[0]: lambda m: m.stack.append(m.take(m.number("<Q"))),
+    b"\x96"[0]: lambda m: m.stack.append(m.take(m.number("<Q"))),  # BYTEARRAY8
+    b"\x8c"[0]: lambda m: m.text("B"),
+    b"X"[0]: lambda m: m.text("<I"),
+    b"]"[0]: lambda m: m.stack.append([]),
+    b")"[0]: lambda m: m.stack.append(()),
+    b"a"[0]: _Machine.append,
+    b"e"[0]: _Machine.extend,
+    b"t"[0]: lambda m: m.stack.append(tuple(m.pop_mark())),
+    b"\x85"[0]: lambda m: m.tuple_of(1),
+    b"\x86"[0]: lambda m: m.tuple_of(2),
+    b"\x87"[0]: lambda m: m.tuple_of(3),
+    b"q"[0]: lambda m: m.put(m.number("B")),
+    b"r"[0]: lambda m: m.put(m.number("<I")),
+    b"h"[0]: lambda m: m.stack.append(m.memo[m.number("B")]),
+    b"j"[0]: lambda m: m.stack.append(m.memo[m.number("<I")]),
+    b"c"[0]: _Machine.find_line,
+    b"\x93"[0]: _Machine.find_stacked,
+    b"R"[0]: _Machine.reduce,
+    b"b"[0]: _Machine.build,
+}

@@ -1,0 +1,123 @@
+"""LegacyStore: a database of another tool behind the interface of our own."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from ..environment import Environment
+from ..format import Record, StoreError
+from .keys import Keys, NamedKeys
+
+DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error)  # what a loader may raise
+MAX_CLASSES = 1 << 20  # a label beyond that is damage
+
+
+class LegacyStore:
+    """Reads records as `load` finds them in a value: (image, label).
+
+    The image is encoded bytes, or uint8 pixels (HWC, a view where the tool stored them otherwise). A tool
+    that keeps the labels elsewhere gives them as `labels`, and its `load` returns None for them.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        *,
+        format: str,
+        keys: Keys | NamedKeys,
+        load: Callable[[memoryview], tuple],
+        labels: np.ndarray | None = None,
+        pixels: tuple[int, int] | None = None,
+    ):
+        """`pixels`: (width, height) of every image, where one is known."""
+        self.environment = environment
+        self.file = environment.file
+        self.format = format
+        self._keys = keys
+        self._load = load
+        self._labels = labels
+        self._pixels = pixels
+        self.encoding = "jpeg"
+        if len(keys):
+            self.encoding = "raw" if isinstance(self._read(0)[0], np.ndarray) else "jpeg"
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Record:
+        image, label = self._read(index)
+        if isinstance(image, np.ndarray) != (self.encoding == "raw"):
+            raise StoreError(f"{self.key(index)} is no {self.encoding} image, unlike the first record")
+        return Record(image, label)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32[n]; most tools keep them in the records only, and then each is read once."""
+        return self._listing[0]
+
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """int32[n, 2], (width, height), of stores with pixels."""
+        if self._pixels is not None:
+            return np.broadcast_to(np.array(self._pixels, np.int32), (len(self), 2))
+        return None if self.encoding == "jpeg" else self._listing[1]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """No tool kept the names: the labels, as text."""
+        return [str(label) for label in range(int(self.labels.max(initial=-1)) + 1)]
+
+    def name(self, index: int) -> str:
+        suffix = "JPEG" if self.encoding == "jpeg" else "png"
+        return f"{self._read(index)[1]}/{self._key_text(index).replace('/', '_')}.{suffix}"
+
+    def key(self, index: int) -> str:
+        return f"{self.file} key {self._key_text(index)}"
+
+    def prefetch(self, index: int) -> None:
+        self.environment.prefetch(self._value(index))
+
+    @cached_property
+    def _listing(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Labels, and sizes where the images are pixels."""
+        if self._labels is not None:
+            return self._labels, None
+        labels = np.empty(len(self), np.int32)
+        sizes = np.empty((len(self), 2), np.int32) if self.encoding == "raw" else None
+        for index in range(len(self)):
+            image, labels[index], _ = self[index]
+            if sizes is not None:
+                sizes[index] = image.shape[1::-1]
+        return labels, sizes
+
+    def _key_text(self, index: int) -> str:
+        database, key = self._keys[index]
+        text = key.decode("ascii", "backslashreplace")
+        return text if database is None else f"{database}-{text}"
+
+    def _value(self, index: int) -> memoryview:
+        database, key = self._keys[index]
+        value = self.environment.get(key, database)
+        if value is None:
+            raise StoreError(f"{self.key(index)} is missing")
+        return value
+
+    def _read(self, index: int) -> tuple[memoryview | np.ndarray, int]:
+        value = self._value(index)
+        try:
+            image, label = self._load(value)
+            if label is None:
+                label = int(self._labels[index])
+            return image, check_label(label)
+        except DAMAGE as error:
+            raise StoreError(f"{self.key(index)} holds {error}") from error
+
+
+def check_label(label: int) -> int:
+    if not 0 <= label < MAX_CLASSES:
+        raise ValueError(f"the label {label}, and classes count from 0")
+    return label
