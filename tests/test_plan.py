@@ -65,7 +65,7 @@ def test_any_slice_of_the_plan_is_the_whole_plans():
     assert not np.array_equal(plan_train(1, 3, rows, sizes[rows])[0], some)
 
 
-@pytest.mark.parametrize("size, box", [((500, 375), (85, 23, 328, 328)), ((256, 256), (16, 16, 224, 224))])
+@pytest.mark.parametrize("size, box", [((500, 375), (85, 23, 328, 329)), ((256, 256), (16, 16, 224, 224))])
 def test_evaluation_cuts_the_centre(size, box):
     assert plan_eval(np.array([size]), size=224, resize=256).tolist() == [list(box)]
 

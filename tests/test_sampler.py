@@ -86,13 +86,14 @@ def test_block_shuffle_asks_for_runs_before_they_are_read():
 
 def test_local_reads_only_the_nodes_records_all_of_them_in_as_many_batches():
     counts = [500, 1300, 777]
-    split = {"batch_size": 60, "shuffle": "local", "world_size": 6, "node_counts": counts}
-    ranks = [Sampler(counts[r // 2], rank=r, **split) for r in range(6)]
+    runs = [[range(500)], [range(100, 1200), range(1300, 1500)], [range(777)]]
+    split = {"batch_size": 60, "shuffle": "local", "world_size": 6, "node_runs": runs}
+    ranks = [Sampler(sum(counts), rank=r, **split) for r in range(6)]
     assert {s.steps_per_epoch for s in ranks} == {sum(counts) // 60}
     assert ranks[0].images_per_epoch == sum(counts)
-    for node, count in enumerate(counts):
+    for node in range(3):
         batches = epoch_of(ranks[2 * node], 3) + epoch_of(ranks[2 * node + 1], 3)
-        assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(count))
+        assert sorted(np.concatenate(batches).tolist()) == [i for run in runs[node] for i in run]
         sizes = [len(b) for b in batches]
         assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1
     positions = [p for s in ranks for t in range(s.steps_per_epoch) for p in s.positions(t)]
@@ -105,12 +106,8 @@ def test_local_reads_only_the_nodes_records_all_of_them_in_as_many_batches():
         ({"shuffle": "some"}, "full, block, local"),
         ({"batch_size": 10, "world_size": 4}, "10 does not split over 4"),
         ({"batch_size": 2000}, "1000 records are fewer than one batch of 2000"),
-        ({"shuffle": "local", "world_size": 2, "node_counts": [999, 1]}, "1000 records here and 999"),
-        ({"shuffle": "local", "world_size": 2, "node_counts": [1000, 1]}, "node 1 has 1 records"),
-        (
-            {"shuffle": "local", "world_size": 3, "batch_size": 30, "node_counts": [1000, 1]},
-            "3 ranks on 2 nodes",
-        ),
+        ({"shuffle": "local", "world_size": 2, "node_runs": [[range(1000)], [range(1)]]}, "node 1 has 1 rec"),
+        ({"shuffle": "local", "world_size": 4, "node_runs": [[range(400)]] * 3}, "4 ranks on 3 nodes"),
     ],
 )
 def test_what_cannot_be_split_is_refused_with_the_values(options, message):

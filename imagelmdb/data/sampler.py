@@ -36,7 +36,8 @@ class Sampler:
     count: records in the store; repeats: how many neighbouring positions share a record (repeated
     augmentation; the epoch keeps its length). Training drops the last partial batch; with `keep_last`
     the last batch is short, and empty on some ranks.
-    node_counts: for "local", the records on each node, in the order of the ranks.
+    node_runs: for "local", the records that each node reads of its own store, as runs of indices; nodes in
+    the order of the ranks.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Sampler:
         shuffle: str = "full",
         repeats: int = 1,
         keep_last: bool = False,
-        node_counts: Sequence[int] | None = None,
+        node_runs: Sequence[Sequence[range]] | None = None,
     ):
         if shuffle not in SHUFFLES:
             raise UserError(f"shuffle {shuffle!r} is not one of {', '.join(SHUFFLES)}")
@@ -60,14 +61,15 @@ class Sampler:
             )
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.seed, self.shuffle, self.repeats = seed, shuffle, repeats
-        self.counts = [count] if shuffle != "local" else [int(c) for c in node_counts or [count]]
+        self.runs = node_runs if shuffle == "local" and node_runs else [[range(count)]]
+        self.counts = [sum(map(len, runs)) for runs in self.runs]
         self.total = sum(self.counts)
         self.steps_per_epoch = -(-self.total // batch_size) if keep_last else self.total // batch_size
         if not self.steps_per_epoch:
             raise UserError(f"{self.total} records are fewer than one batch of {batch_size}")
         self._node, self._ranks = 0, world_size
         if shuffle == "local":
-            self._check_nodes(count)
+            self._check_nodes()
 
     @property
     def images_per_epoch(self) -> int:
@@ -94,7 +96,12 @@ class Sampler:
         if self.shuffle == "local":
             first = sum(self.counts[: self._node])
             key = make_key(self.seed, epoch, LOCAL, self._node)
-            return permute(self.counts[self._node], key, (places - first) // self.repeats)
+            places = permute(self.counts[self._node], key, (places - first) // self.repeats)
+            runs = self.runs[self._node]
+            ends = np.cumsum([len(run) for run in runs])
+            return (
+                places + (np.array([run.stop for run in runs]) - ends)[np.searchsorted(ends, places, "right")]
+            )
         places = places // self.repeats
         if self.shuffle == "block":
             return shuffle_blocks(self.total, make_key(self.seed, epoch, BLOCK), places)
@@ -112,15 +119,12 @@ class Sampler:
             return np.empty(0, np.int64)
         return self.indices(epoch, self.positions(step + steps_ahead))
 
-    def _check_nodes(self, count: int) -> None:
+    def _check_nodes(self) -> None:
         nodes = len(self.counts)
         if self.world_size % nodes:
             raise UserError(f"{self.world_size} ranks on {nodes} nodes: every node needs as many ranks")
         self._ranks = self.world_size // nodes
         self._node = self.rank // self._ranks
-        if count != self.counts[self._node]:
-            found = self.counts[self._node]
-            raise UserError(f"node {self._node} has {count} records here and {found} in node_counts")
         least = min(range(nodes), key=self.counts.__getitem__)
         if self.counts[least] < self.steps_per_epoch * self._ranks:
             raise UserError(

@@ -1,0 +1,161 @@
+"""BatchDataset: whole batches for PyTorch's DataLoader, one request a batch.
+
+    dataset.__getitems__(Request(epoch=3, step=17, size=224))    # images, labels
+
+The DataLoader is the engine: its workers, pinning and prefetch. A request says all that a batch depends on,
+so persistent workers serve any epoch, step and size.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from imagelmdb.errors import UserError
+from imagelmdb.store.format import Record
+from imagelmdb.store.reader import LMDBStore
+
+from .decode import DecodeError, decode, read_size
+from .folder import FolderStore
+from .plan import plan_eval, plan_seeds, plan_train
+from .sampler import Sampler
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Request(NamedTuple):
+    epoch: int
+    step: int
+    size: int  # px
+
+
+class TrainCrop(NamedTuple):
+    """RandomResizedCrop and RandomHorizontalFlip."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+
+
+class EvalCrop(NamedTuple):
+    """Resize and CenterCrop."""
+
+    resize: int  # px, the shorter side
+
+
+class BatchDataset(Dataset):
+    """A rank's batches: uint8 [n, 3, size, size] in channels_last memory, and int64 labels.
+
+    transform: applied to each image (uint8 CHW), its randomness seeded by (seed, epoch, position).
+    prefetch_steps: how many steps ahead to ask the disk for records; 0 is off.
+    """
+
+    def __init__(
+        self,
+        store: LMDBStore | FolderStore,
+        sampler: Sampler,
+        crop: TrainCrop | EvalCrop,
+        *,
+        transform: Transform | None = None,
+        dct_scale: bool = False,
+        pillow: bool = False,
+        prefetch_steps: int = 0,
+    ):
+        self.store, self.sampler, self.crop, self.transform = store, sampler, crop, transform
+        self.decode_options = {"dct_scale": dct_scale, "pillow": pillow}
+        self.prefetch_steps = prefetch_steps
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitems__(self, request: Request) -> tuple[torch.Tensor, torch.Tensor] | UserError:
+        """An error of the data is returned, for the DataLoader would wrap what is raised in a traceback."""
+        try:
+            return self._make_batch(request)
+        except UserError as error:
+            return error
+
+    def _make_batch(self, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+        epoch, step, size = request
+        positions = np.asarray(self.sampler.positions(step), np.int64)
+        indices = self.sampler.indices(epoch, positions)
+        if self.prefetch_steps:
+            self.store.prefetch(self.sampler.upcoming(epoch, step, steps_ahead=self.prefetch_steps).tolist())
+        records = [self.store[index] for index in indices.tolist()]
+        sizes = self._read_sizes(indices, records) if self.store.sizes is None else self.store.sizes[indices]
+        boxes, flips = self._plan(epoch, positions, sizes, size)
+        images = _empty_images(len(records), size)
+        for i, (record, box, flip) in enumerate(zip(records, boxes.tolist(), flips.tolist(), strict=True)):
+            try:
+                decode(record, tuple(box), size, flip=flip, out=images[i], **self.decode_options)
+            except DecodeError as error:
+                raise self._name_record(indices[i], error) from error
+        if self.transform:
+            self._transform(images, plan_seeds(self.sampler.seed, epoch, positions).tolist())
+        return images, torch.from_numpy(self.store.labels[indices].astype(np.int64))
+
+    def _plan(
+        self, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(self.crop, EvalCrop):
+            return plan_eval(sizes, size=size, resize=self.crop.resize), np.zeros(len(sizes), bool)
+        return plan_train(self.sampler.seed, epoch, positions, sizes, **self.crop._asdict())
+
+    def _read_sizes(self, indices: np.ndarray, records: list[Record]) -> np.ndarray:
+        sizes = np.empty((len(records), 2), np.int64)
+        for i, record in enumerate(records):
+            try:
+                sizes[i] = read_size(record)
+            except DecodeError as error:
+                raise self._name_record(indices[i], error) from error
+        return sizes
+
+    def _name_record(self, index: int, error: DecodeError) -> DecodeError:
+        store = self.store
+        lmdb = isinstance(store, LMDBStore)
+        way_out = (
+            f"`python -m imagelmdb verify {store.path}` lists all such" if lmdb else "replace or delete it"
+        )
+        return DecodeError(
+            f"{store.key(index)} (index {index}, {store.name(index)}) does not decode: {error}; {way_out}"
+        )
+
+    def _transform(self, images: torch.Tensor, seeds: list[int]) -> None:
+        with _kept_random_states():
+            for image, seed in zip(images, seeds, strict=True):
+                torch.default_generator.manual_seed(seed)
+                np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - it is the global state that transforms use
+                random.seed(seed)
+                result = self.transform(image)
+                if result.shape != image.shape or result.dtype != torch.uint8:
+                    raise UserError(
+                        f"the transform makes {result.dtype} {tuple(result.shape)} of an image "
+                        f"{tuple(image.shape)}; it has to keep uint8 and the shape"
+                    )
+                image.copy_(result)
+
+
+def _empty_images(count: int, size: int) -> torch.Tensor:
+    """In a worker in shared memory, or sending the batch would copy it there."""
+    shape = (count, size, size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # as torch's default_collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def _kept_random_states() -> Iterator[None]:
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])

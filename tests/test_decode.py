@@ -1,0 +1,157 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from jpegs import make_jpeg, make_pixels
+from PIL import Image
+from torchvision.transforms import functional as F
+
+from imagelmdb.data.decode import DecodeError, decode, read_box, read_image, read_size
+from imagelmdb.data.plan import plan_eval, plan_train
+from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.sample import make_photo
+from imagelmdb.store.format import Record
+
+
+def file_record(data):
+    return Record(memoryview(data), 0)
+
+
+def tiled_record(data):
+    tiled = tile_jpeg(data)
+    return Record(memoryview(tiled.data), 0, tiled.index)
+
+
+def raw_record(pixels):
+    pixels = pixels.copy()
+    pixels.flags.writeable = False  # as the mapping of a store
+    return Record(pixels, 0)
+
+
+def random_boxes(width, height, count):
+    boxes, flips = plan_train(0, 0, np.arange(count), np.tile((width, height), (count, 1)))
+    return zip([tuple(b) for b in boxes.tolist()], flips.tolist(), strict=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"subsampling": "4:4:4"}, {"subsampling": "4:2:0"}, {"mode": "L"}], ids=["444", "420", "grey"]
+)
+def test_tiled_whole_and_raw_give_the_same_pixels_and_pillow_nearly_the_same(options):
+    data = make_jpeg(230, 170, 1, quality=92, **options)
+    whole, tiled = file_record(data), tiled_record(data)
+    raw = raw_record(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    for box, flip in random_boxes(230, 170, 25):
+        image = decode(whole, box, 64, flip=flip)
+        assert image.shape == (3, 64, 64) and image.stride() == (1, 192, 3)
+        assert torch.equal(image, decode(tiled, box, 64, flip=flip))
+        assert torch.equal(image, decode(raw, box, 64, flip=flip))
+        reference = decode(tiled, box, 64, flip=flip, pillow=True)
+        assert (image.int() - reference.int()).abs().max() <= 1
+
+
+def test_resize_is_torchs_for_boxes_of_every_small_shape_and_stays_inside_its_place():
+    """torch writes out of bounds where strides are ambiguous, so every such shape is tried in a batch."""
+    pixels = make_pixels(40, 40)
+    record = raw_record(pixels)
+    for size in (1, 2, 3, 24):
+        for width in (1, 2, 3, 24, 40):
+            for height in (1, 2, 3, 24, 40):
+                batch = torch.full((3, size, size, 3), 7, dtype=torch.uint8).permute(0, 3, 1, 2)
+                decode(record, (0, 0, width, height), size, out=batch[1])
+                image = torch.from_numpy(pixels[:height, :width].copy()).permute(2, 0, 1)[None]
+                expected = torch.nn.functional.interpolate(
+                    image, (size, size), mode="bilinear", antialias=True
+                )
+                assert torch.equal(batch[1], expected[0])
+                assert (batch[0] == 7).all() and (batch[2] == 7).all()
+
+
+def test_a_flip_mirrors():
+    record = raw_record(make_pixels(50, 40))
+    image, mirrored = decode(record, (3, 5, 40, 30), 30), decode(record, (3, 5, 40, 30), 30, flip=True)
+    assert (image.flip(2).int() - mirrored.int()).abs().max() <= 1
+    assert not torch.equal(image, mirrored)
+
+
+def test_a_raw_crop_touches_only_its_rows():
+    class Watched(np.ndarray):
+        asked = None
+
+        def __getitem__(self, key):
+            Watched.asked = key
+            return super().__getitem__(key)
+
+    pixels = make_pixels(50, 40).view(Watched)
+    read_box(Record(pixels, 0), (3, 5, 20, 10))
+    assert Watched.asked == (slice(5, 15), slice(3, 23))
+
+
+def test_evaluation_is_close_to_torchvisions_two_steps():
+    differences = []
+    for seed, (width, height) in enumerate([(500, 375), (375, 500), (500, 333), (333, 500), (230, 300)]):
+        pixels = make_photo(np.random.default_rng(seed), width, height)
+        box = plan_eval(np.array([(width, height)]), size=224, resize=256)[0].tolist()
+        ours = decode(raw_record(pixels), tuple(box), 224)
+        theirs = F.pil_to_tensor(F.center_crop(F.resize(Image.fromarray(pixels), 256), 224))
+        differences.append((ours.float() - theirs.float()).abs().mean().item())
+    assert np.mean(differences) < 2
+
+
+def test_cmyk_and_png_are_taken_as_pillow_takes_them():
+    cmyk = make_jpeg(60, 40, 2, mode="CMYK")
+    png = io.BytesIO()
+    Image.fromarray(make_pixels(60, 40)).save(png, "PNG")
+    for data in (cmyk, png.getvalue()):
+        record = file_record(data)
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert read_size(record) == (60, 40)
+        assert np.array_equal(read_box(record, (5, 6, 20, 10)), expected[6:16, 5:25])
+        assert np.array_equal(np.asarray(read_image(record)), expected)
+
+
+def test_junk_before_the_end_marker_is_skipped():
+    data = make_jpeg(60, 40, 2)
+    junk = file_record(data[:-2] + b"\x12\x34" + data[-2:])
+    assert np.array_equal(read_box(junk, (0, 0, 60, 40)), read_box(file_record(data), (0, 0, 60, 40)))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "text", "empty", "junk and truncated"])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_damage_is_an_error_and_never_pixels(damage, tiled):
+    data = make_jpeg(90, 70, 3, quality=95)
+    record = tiled_record(data) if tiled else file_record(data)
+    whole, half = bytes(record.image), len(record.image) // 2
+    damaged = {
+        "truncated": whole[:half],
+        "flipped": whole[:half] + b"\xff\xc4" + whole[half + 2 :],
+        "text": b"<html>",
+        "empty": b"",
+        "junk and truncated": whole[:half] + b"\x12\x34\xff\xd9",
+    }[damage]
+    with pytest.raises(DecodeError):
+        decode(record._replace(image=memoryview(damaged)), (0, 0, 90, 70), 32)
+
+
+def test_a_box_outside_the_image_is_an_error():
+    for record in (file_record(make_jpeg(90, 70)), tiled_record(make_jpeg(90, 70))):
+        with pytest.raises(DecodeError, match="does not lie in"):
+            decode(record, (50, 0, 50, 70), 32)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_dct_scale_is_close_and_the_same_for_tiled_and_whole(factor):
+    side = 32 * factor + 9
+    photo = io.BytesIO()
+    pixels = make_photo(np.random.default_rng(0), side + 60, side + 40)
+    Image.fromarray(pixels).save(photo, "JPEG", quality=95, subsampling="4:2:0")
+    data, box = photo.getvalue(), (21, 13, side, side)
+    exact = decode(file_record(data), box, 32)
+    scaled = decode(file_record(data), box, 32, dct_scale=True)
+    assert torch.equal(scaled, decode(tiled_record(data), box, 32, dct_scale=True))
+    assert not torch.equal(scaled, exact)
+    assert (scaled.float() - exact.float()).abs().mean() < 6
+    small = (0, 0, 60, 60)  # less than twice the size: not scaled
+    assert torch.equal(
+        decode(file_record(data), small, 32, dct_scale=True), decode(file_record(data), small, 32)
+    )

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+from stores import make_tree
+from torchvision.datasets import ImageFolder
+
+from imagelmdb.data.folder import FolderStore
+from imagelmdb.store.format import StoreError
+
+
+def test_order_classes_and_labels_are_image_folders(tmp_path):
+    tree = make_tree(tmp_path / "tree", {"b": 12, "a": 3, "c": 1})
+    (tree / "b" / "nested").mkdir()
+    (tree / "a" / "0.JPEG").rename(tree / "b" / "nested" / "x.png")
+    (tree / "a" / "note.txt").write_text("no image")
+    theirs, ours = ImageFolder(tree), FolderStore(tree)
+    assert (ours.classes, ours.class_to_idx) == (theirs.classes, theirs.class_to_idx)
+    assert ours.labels.tolist() == theirs.targets
+    assert [str(tree / ours.name(i)) for i in range(len(ours))] == [path for path, _ in theirs.samples]
+    assert all(bytes(ours[i].image) == Path(path).read_bytes() for i, (path, _) in enumerate(theirs.samples))
+    assert ours[4].label == theirs.targets[4] and type(ours[4].label) is int
+
+
+def test_a_wrong_path_is_named(tmp_path):
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(StoreError, match=str(path)):
+            FolderStore(path)
+    (tmp_path / "empty_class").mkdir()
+    with pytest.raises(StoreError, match="no images"):
+        FolderStore(tmp_path)

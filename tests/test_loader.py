@@ -1,0 +1,249 @@
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from stores import make_tree, write_store
+from torchvision.transforms import v2
+
+from imagelmdb.data.decode import DecodeError, decode
+from imagelmdb.data.loader import LoaderError, make_eval_loader, make_train_loader
+from imagelmdb.data.plan import plan_eval
+from imagelmdb.data.shards import find_local_shards
+from imagelmdb.errors import UserError
+from imagelmdb.store.reader import LMDBStore
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return make_tree(tmp_path_factory.mktemp("data") / "tree", {"a": 30, "b": 11, "c": 20})
+
+
+@pytest.fixture(scope="module")
+def store(tree):
+    return write_store(tree, tree.parent / "store.lmdb")
+
+
+@pytest.fixture(scope="module")
+def shards(tree):
+    return write_store(tree, tree.parent / "shards", shard_ends=[13, 40, 61])
+
+
+def train_loader(path, **options):
+    defaults = {
+        "lmdb": True,
+        "batch_size": 12,
+        "rank": 0,
+        "world_size": 1,
+        "seed": 5,
+        "size": 32,
+        "workers": 0,
+    }
+    return make_train_loader(path, **defaults | options)
+
+
+def eval_loader(path, **options):
+    defaults = {
+        "lmdb": True,
+        "batch_size": 16,
+        "rank": 0,
+        "world_size": 1,
+        "size": 28,
+        "resize": 32,
+        "workers": 0,
+    }
+    return make_eval_loader(path, **defaults | options)
+
+
+def read(loader, epoch=0, **options):
+    batches = [(images.clone(), labels.clone()) for images, labels in loader.epoch(epoch, **options)]
+    loader.close()
+    return batches
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for (images, labels), (expected_images, expected_labels) in zip(ours, theirs, strict=True):
+        assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
+
+
+def noisy(image):
+    """A transform that draws from every generator there is."""
+    import random
+
+    noise = torch.randint(0, 9, image.shape) + int(np.random.randint(9)) + random.randrange(9)  # noqa: NPY002
+    return (image // 2 + noise).to(torch.uint8)
+
+
+def test_batches_are_channels_last_uint8_with_int64_labels(store):
+    loader = train_loader(store)
+    batches = read(loader)
+    assert len(batches) == loader.steps_per_epoch == 5 and loader.images_per_epoch == 60
+    assert loader.classes == ["a", "b", "c"]
+    for images, labels in batches:
+        assert images.shape == (12, 3, 32, 32) and images.dtype == torch.uint8
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.dtype == torch.int64 and labels.shape == (12,)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shuffle": "block"}, {"repeats": 3}], ids=["full", "block", "repeats"]
+)
+def test_workers_ranks_shards_and_files_do_not_change_a_batch(tree, store, shards, options):
+    options |= {"transform": noisy}
+    expected = read(train_loader(store, **options), 3)
+    for workers, method in [(1, "fork"), (2, "fork"), (4, "fork")]:
+        assert_same(read(train_loader(store, workers=workers, start_method=method, **options), 3), expected)
+    assert_same(read(train_loader(shards, **options), 3), expected)
+    assert_same(read(train_loader(tree, lmdb=False, **options), 3), expected)
+    for world_size in (2, 3):
+        ranks = [
+            read(train_loader(store, rank=r, world_size=world_size, **options), 3) for r in range(world_size)
+        ]
+        merged = [
+            tuple(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*batches, strict=True))
+            for batches in zip(*ranks, strict=True)
+        ]
+        assert_same(merged, expected)
+
+
+def test_spawned_workers_give_the_same_batches_and_live_through_epochs_and_sizes(store):
+    loader, expected = train_loader(store, workers=1, start_method="spawn"), train_loader(store)
+    for epoch, size, start_step in [(0, None, 0), (1, 48, 0), (1, None, 3)]:
+        ours = [(i.clone(), x.clone()) for i, x in loader.epoch(epoch, start_step=start_step, size=size)]
+        assert_same(ours, read_again(expected, epoch, size)[start_step:])
+    loader.close()
+
+
+def read_again(loader, epoch, size):
+    return [(i.clone(), x.clone()) for i, x in loader.epoch(epoch, size=size)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_restart_in_the_middle_of_an_epoch_goes_on_where_it_stopped(store, workers):
+    whole = read(train_loader(store), 7)
+    loader = train_loader(store, workers=workers)
+    next(iter(loader.epoch(7)))  # an epoch left early does not leak into the next
+    assert_same(read(loader, 7, start_step=2), whole[2:])
+
+
+def test_epochs_and_seeds_differ(store):
+    first = read(train_loader(store), 0)[0][0]
+    assert not torch.equal(first, read(train_loader(store), 1)[0][0])
+    assert not torch.equal(first, read(train_loader(store, seed=6), 0)[0][0])
+
+
+def test_the_loader_leaves_the_global_random_states_alone(store):
+    torch.manual_seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    read(train_loader(store, transform=noisy, workers=0))
+    read(train_loader(store, transform=noisy, workers=1))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_torchvisions_v2_transforms_work(store):
+    transform = v2.Compose([v2.TrivialAugmentWide(), v2.RandomErasing(p=1)])
+    batches = read(train_loader(store, transform=transform))
+    assert_same(batches, read(train_loader(store, transform=transform, workers=2)))
+    assert not torch.equal(batches[0][0], read(train_loader(store))[0][0])
+
+
+def test_a_transform_that_changes_the_shape_is_refused(store):
+    with pytest.raises(UserError, match=r"\(3, 16, 16\)"):
+        read(train_loader(store, transform=v2.Resize((16, 16))))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_evaluation_sees_every_image_once_and_pads_nothing(tree, store, world_size):
+    records = LMDBStore(store)
+    boxes = plan_eval(records.sizes, size=28, resize=32).tolist()
+    expected = sorted(decode(records[i], tuple(boxes[i]), 28).numpy().tobytes() for i in range(61))
+    seen = []
+    for rank in range(world_size):
+        loader = eval_loader(store, rank=rank, world_size=world_size)
+        assert loader.images_per_epoch == 61
+        seen += [image.numpy().tobytes() for images, _ in read(loader) for image in images]
+    assert sorted(seen) == expected
+    assert_same(read(eval_loader(tree, lmdb=False)), read(eval_loader(store, workers=2)))
+
+
+def test_a_rank_without_a_share_of_the_last_batch_yields_fewer(store):
+    counts = [len(read(eval_loader(store, rank=r, world_size=3, batch_size=30))) for r in range(3)]
+    assert counts == [3, 2, 2]
+
+
+def test_local_shards_are_read_where_they_lie(shards, tmp_path):
+    nodes = []
+    for number, files in enumerate([[0, 2], [1]]):
+        nodes.append(tmp_path / str(number))
+        nodes[-1].mkdir()
+        for shard in files:
+            os.link(shards / f"shard-{shard:05d}.lmdb", nodes[-1] / f"shard-{shard:05d}.lmdb")
+    found = [find_local_shards(node) for node in nodes]
+    assert found == [{0: 13, 2: 21}, {1: 27}]
+    options = {
+        "shuffle": "local",
+        "node_shards": found,
+        "world_size": 4,
+        "hflip": 0.0,
+        "scale": (1, 1),
+        "ratio": (1, 1),
+    }
+    loaders = [train_loader(nodes[rank // 2], rank=rank, **options) for rank in range(4)]
+    batches = [read(loader) for loader in loaders]
+    assert [len(b) for b in batches] == [5] * 4
+    images = [image.numpy().tobytes() for b in batches for images, _ in b for image in images]
+    assert len(images) == len(set(images)) == loaders[0].images_per_epoch == 61
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_record_stops_the_run_and_is_named(tree, tmp_path, workers):
+    path = write_store(tree, tmp_path / "s.lmdb")
+    image, name = bytes(LMDBStore(path)[37].image), LMDBStore(path).name(37)
+    data = bytearray(path.read_bytes())
+    at = data.index(image) + len(image) // 2
+    data[at : at + 40] = bytes(40)
+    damaged = tmp_path / "damaged.lmdb"
+    damaged.write_bytes(data)
+    with pytest.raises(DecodeError, match=rf"damaged.lmdb key 00000037 \(index 37, {name}\)") as caught:
+        read(eval_loader(damaged, workers=workers, size=32))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_file_that_went_away_is_named(tmp_path):
+    tree = make_tree(tmp_path / "tree", {"a": 5})
+    loader = eval_loader(tree, lmdb=False)
+    (tree / "a" / "3.JPEG").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*a/3.JPEG: No such file"):
+        read(loader)
+
+
+def die(image):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_dead_worker_stops_the_run_and_says_where(store):
+    started = time.monotonic()
+    with pytest.raises(
+        LoaderError, match=r"store.lmdb died; epoch 2, step 0 .* index \d+, .* key 000000\d\d"
+    ):
+        read(train_loader(store, workers=1, transform=die), 2)
+    assert time.monotonic() - started < 20
+
+
+def test_prefetching_and_pillow_change_no_more_than_they_should(store):
+    expected = read(train_loader(store))
+    assert_same(read(train_loader(store, prefetch_pages=True, workers=2)), expected)
+    reference = read(train_loader(store, decode="pillow"))
+    assert max((a[0].int() - b[0].int()).abs().max() for a, b in zip(expected, reference, strict=True)) <= 1
+
+
+@pytest.mark.parametrize(
+    "options, message", [({"decode": "magic"}, "cpu, pillow"), ({"batch_size": 62}, "61 records are fewer")]
+)
+def test_wrong_options_are_named(store, options, message):
+    with pytest.raises(UserError, match=message):
+        train_loader(store, **options)
