@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +39,7 @@ from .format import (
 # The file grows with the map on Windows, so the map grows in steps and never holds much air.
 _SMALLEST_GROWTH_BYTES = 64 << 20
 
+_LITTLE_ROOM_BYTES = 64 << 20
 _COLUMNS = {"positions": "<i8", "labels": "<i4", "sizes": "<i4", "checksums": "<u8", "image_bytes": "<i8"}
 
 
@@ -203,8 +206,9 @@ class ShardWriter:
 
 
 def _explain(error: Exception, file: Path) -> Exception:
-    code = getattr(error, "errno", None)
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if code in full or any(text in str(error) for text in ("No space left", "quota", "File too large")):
+    texts = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+    # liblmdb reports a write that fell short as EIO, whatever the reason.
+    short = os.strerror(errno.EIO) in str(error) and shutil.disk_usage(file.parent).free < _LITTLE_ROOM_BYTES
+    if short or any(text in str(error) for text in texts):
         return DiskFullError(f"no room on the disk for {file}; free some, then the same command goes on")
     return StoreError(f"cannot write {file}: {error}")

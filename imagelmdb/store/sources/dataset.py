@@ -6,6 +6,7 @@ DatasetSource(my_dataset, classes=["cat", "dog"])
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +19,11 @@ from .source import Sample, digest
 
 
 class DatasetSource:
-    """`dataset` has to be picklable where worker processes are spawned."""
+    """Items are asked for one at a time: a dataset need not be safe to use from several threads."""
 
     def __init__(self, dataset: Any, *, classes: Sequence[str] | None = None):
         self.dataset = dataset
+        self._lock = threading.Lock()
         self.description = f"dataset {type(dataset).__name__}"
         if not len(dataset):
             raise UserError(f"{self.description} is empty")
@@ -39,7 +41,8 @@ class DatasetSource:
         return f"{index:08d}"  # its class is known only with its image
 
     def read(self, index: int) -> Sample:
-        image, label = self.dataset[index]
+        with self._lock:
+            image, label = self.dataset[index]
         label = int(label)
         if not 0 <= label < len(self.classes):
             raise ValueError(f"label {label} is outside the {len(self.classes)} classes")

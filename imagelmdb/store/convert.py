@@ -1,0 +1,225 @@
+"""convert: from a source to a finished store, in parallel, resumable.
+
+report = convert(open_source("/imagenet/train"), "train-lmdb/")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from imagelmdb.errors import UserError
+
+from .encode import Encoding
+from .format import FORMAT_VERSION, Meta, digest_arrays
+from .output import Output
+from .parallel import map_in_order
+from .progress import Progress
+from .reader import LMDBStore
+from .rows import Bad, make_row
+from .sources import Source
+from .writer import Row, ShardWriter
+
+_COMMIT_BYTES = 32 << 20
+_COMMIT_SECONDS = 10.0  # what a kill loses at the most
+_NAMED_NOTES = 1000  # as many re-encoded images are named in the store's summary
+
+
+@dataclass
+class Report:
+    """What a conversion did."""
+
+    path: Path
+    complete: bool = False
+    count: int = 0
+    image_bytes: int = 0
+    store_bytes: int = 0
+    converted: int = 0  # in this run; the rest was there
+    seconds: float = 0.0
+    digest: str = ""
+    bad: list[Bad] = field(default_factory=list)
+    errors_file: Path | None = None
+    reencoded: list[tuple[str, str]] = field(default_factory=list)  # (name, why)
+
+
+def convert(
+    source: Source,
+    output: str | Path,
+    *,
+    how: Encoding | None = None,
+    workers: int | None = None,
+    shards: int = 1,
+    shuffle: bool = False,
+    seed: int = 0,
+    skip_bad: bool = False,
+    force: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Write a store of every item of `source`, or go on with one that was interrupted.
+
+    Bad items leave the store unfinished (report.complete is False) unless `skip_bad`. Raise UserError
+    before anything is touched where the output does not fit, DiskFullError where there is no room.
+    """
+    how = how or Encoding()
+    workers = os.cpu_count() or 1 if workers is None else workers
+    if workers < 0 or shards < 1 or not len(source):
+        raise UserError(f"{workers} workers, {shards} shards, {len(source)} images: too few to convert")
+    order = np.random.default_rng(seed).permutation(len(source)) if shuffle else np.arange(len(source))
+    conversion = _identify(source, how, shards, seed if shuffle else None)
+    output = Path(output).expanduser()
+    with Output(output, shards, conversion, force) as layout:
+        job = _Job(source, how, order, conversion, layout)
+        try:
+            return job.run(workers, skip_bad, progress)
+        finally:
+            job.close()
+
+
+class _Job:
+    """One run of one conversion."""
+
+    def __init__(self, source: Source, how: Encoding, order: np.ndarray, conversion: str, output: Output):
+        self.source, self.how, self.order, self.output = source, how, order, output
+        self.conversion = conversion
+        self.writers: list[ShardWriter] = []
+        # Shard s holds positions [starts[s], starts[s + 1]).
+        shards = len(output.files)
+        self.starts = [len(order) * s // shards for s in range(shards + 1)]
+
+    def run(self, workers: int, skip_bad: bool, show_progress: bool) -> Report:
+        started = time.monotonic()
+        report = Report(self.output.path, errors_file=self.output.errors_file)
+        for file in self.output.files:
+            self.writers.append(ShardWriter(file, self.conversion, self.source.description))
+        todo = self._todo()
+        with Progress(len(self.order), len(self.order) - len(todo), show_progress) as progress:
+            self._write_all(todo, workers, report, progress)
+        report.seconds = time.monotonic() - started
+        _write_errors(self.output.errors_file, report.bad)
+        report.reencoded = [note for writer in self.writers for note in writer.notes()]
+        stored = sum(writer.count() for writer in self.writers)
+        if not stored:
+            raise UserError(f"none of {len(self.order)} items of {self.source.description} is an image")
+        if not report.bad or skip_bad:
+            self._finish(report, stored)
+        report.store_bytes = sum(file.stat().st_size for file in self.output.files)
+        return report
+
+    def close(self) -> None:
+        for writer in self.writers:
+            writer.close()
+
+    def _todo(self) -> np.ndarray:
+        done = np.zeros(len(self.order), bool)
+        for start, end, writer in zip(self.starts, self.starts[1:], self.writers, strict=False):
+            done[start + writer.done()] = True
+            if writer.finished:  # a kill came between the last transactions of two shards
+                done[start:end] = True
+        return np.flatnonzero(~done)
+
+    def _write_all(self, todo: np.ndarray, workers: int, report: Report, progress: Progress) -> None:
+        shard = 0
+        with _Committer() as committer:
+            for result in map_in_order(self._make_row, todo.tolist(), workers):
+                if isinstance(result, Bad):
+                    report.bad.append(result)
+                    progress.count(0)
+                    continue
+                while result.position >= self.starts[shard + 1]:
+                    shard += 1
+                row = result._replace(position=result.position - self.starts[shard])
+                committer.add(self.writers[shard], row)
+                report.converted += 1
+                progress.count(len(row.value))
+
+    def _make_row(self, position: int) -> Row | Bad:
+        return make_row(self.source, int(self.order[position]), position, self.how)
+
+    def _finish(self, report: Report, stored: int) -> None:
+        skipped = len(self.order) - stored
+        summary = {
+            "reencoded": len(report.reencoded),
+            "reencoded_names": [list(note) for note in report.reencoded[:_NAMED_NOTES]],
+        }
+        for shard, writer in enumerate(self.writers):
+            meta = writer.finish(
+                Meta(
+                    encoding=self.how.encoding,
+                    classes=list(self.source.classes),
+                    total=stored,
+                    skipped=skipped,
+                    tiled=self.how.encoding == "jpeg" and self.how.tile,
+                    max_size=self.how.max_size,
+                    quality=self.how.quality,
+                    shard=shard,
+                    shards=len(self.writers),
+                    source=self.source.description,
+                    conversion=self.conversion,
+                    summary=summary,
+                )
+            )
+            report.image_bytes += meta.image_bytes
+        self.close()
+        report.complete = True
+        report.count = stored
+        report.digest = digest_arrays([part.arrays for part in LMDBStore(self.output.path).parts])
+
+
+class _Committer:
+    """Gathers rows and writes them in a thread of its own, so that encoding goes on while the disk works."""
+
+    def __init__(self):
+        self._executor = ThreadPoolExecutor(1)
+        self._under_way: Future | None = None
+        self._start_batch(None)
+
+    def __enter__(self) -> _Committer:
+        return self
+
+    def __exit__(self, error_type, *_) -> None:
+        try:
+            if error_type is None:
+                self._commit()
+                if self._under_way:
+                    self._under_way.result()
+        finally:
+            self._executor.shutdown()
+
+    def add(self, writer: ShardWriter, row: Row) -> None:
+        late = time.monotonic() - self._since > _COMMIT_SECONDS
+        if late or self._bytes >= _COMMIT_BYTES or writer is not self._writer:
+            self._commit()
+            self._start_batch(writer)
+        self._rows.append(row)
+        self._bytes += len(row.value)
+
+    def _start_batch(self, writer: ShardWriter | None) -> None:
+        self._writer, self._rows, self._bytes, self._since = writer, [], 0, time.monotonic()
+
+    def _commit(self) -> None:
+        if self._under_way:
+            self._under_way.result()
+        if self._rows:
+            self._under_way = self._executor.submit(self._writer.write, self._rows)
+
+
+def _identify(source: Source, how: Encoding, shards: int, seed: int | None) -> str:
+    facts = [FORMAT_VERSION, source.fingerprint(), dataclasses.asdict(how), shards, seed]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _write_errors(file: Path, bad: list[Bad]) -> None:
+    if not bad:
+        file.unlink(missing_ok=True)
+        return
+    temporary = file.with_name(file.name + ".new")
+    temporary.write_text("".join(json.dumps(item._asdict()) + "\n" for item in bad))
+    temporary.replace(file)

@@ -1,0 +1,42 @@
+"""export: a store back to a tree of class folders, whose images decode to the same pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from imagelmdb.errors import UserError
+
+from .progress import Progress
+from .reader import LMDBStore
+
+
+def export(store: LMDBStore, folder: str | Path, *, progress: bool = False) -> int:
+    """Write every image to folder/CLASS/NAME (raw pixels as PNG); the number of images."""
+    folder = Path(folder).expanduser()
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; choose another folder")
+    for name in store.classes:
+        (folder / _as_folder(name)).mkdir(parents=True, exist_ok=True)
+    written = set()
+    with Progress(len(store), 0, progress) as shown:
+        for index in range(len(store)):
+            record = store[index]
+            name = PurePosixPath(store.name(index)).name or f"{index:08d}"
+            stem = folder / _as_folder(store.classes[record.label]) / name
+            path = stem.with_suffix(".png") if store.encoding == "raw" else stem
+            if path in written:  # two folders below one class held files of the same name
+                path = path.with_name(f"{path.stem}_{index:08d}{path.suffix}")
+            written.add(path)
+            if store.encoding == "raw":
+                Image.fromarray(record.image).save(path)
+            else:
+                path.write_bytes(record.image)
+            shown.count(len(record.image))
+    return len(store)
+
+
+def _as_folder(class_name: str) -> str:
+    """A class name as one folder's name; a store from elsewhere may hold anything, "../x" too."""
+    return class_name.replace("/", "_").replace("\\", "_").lstrip(".") or "_"
