@@ -1,0 +1,246 @@
+"""LMDBStore: opened late, in every process; damage is named, never read."""
+
+import errno
+import hashlib
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import lmdb
+import msgpack
+import numpy as np
+import pytest
+
+from imagelmdb.store.convert import convert
+from imagelmdb.store.format import ARRAYS, META_KEY, StoreError, make_key
+from imagelmdb.store.reader import LMDBStore
+from imagelmdb.store.sources import open_source
+from imagelmdb.store.verify import verify
+
+
+@pytest.fixture
+def store_copy(train_store, tmp_path):
+    return Path(shutil.copy(train_store, tmp_path / "copy.lmdb"))
+
+
+def edit(path: Path, changes: dict[bytes, bytes | None]) -> None:
+    environment = lmdb.open(str(path), subdir=False, lock=False)
+    with environment.begin(write=True) as transaction:
+        for key, value in changes.items():
+            transaction.delete(key)
+            if value is not None:
+                transaction.put(key, value)
+    environment.close()
+
+
+def read_all(store: LMDBStore) -> list:
+    return [(bytes(store[i].image), store[i].label) for i in range(len(store))]
+
+
+def test_a_reader_that_knows_only_image_and_label_reads_it(train_store):
+    code = """if True:
+        import hashlib, lmdb, msgpack, sys
+        get = lmdb.open(sys.argv[1], subdir=False, readonly=True, lock=False).begin().get
+        for key in msgpack.unpackb(get(b"__keys__")):
+            unpacked = msgpack.unpackb(get(key))
+            print(hashlib.sha256(unpacked[0]).hexdigest(), unpacked[1])
+        print(msgpack.unpackb(get(b"__len__")))
+    """
+    run = subprocess.run([sys.executable, "-c", code, str(train_store)], capture_output=True, text=True)
+    expected = [
+        f"{hashlib.sha256(image).hexdigest()} {label}" for image, label in read_all(LMDBStore(train_store))
+    ]
+    assert run.stdout.split("\n") == [*expected, "30", ""], run.stderr
+
+
+def test_labels_sizes_and_names_are_views_of_the_mapping(train_store):
+    store = LMDBStore(train_store)
+    for array in (store.labels, store.sizes, store.parts[0].arrays["names"]):
+        assert not array.flags.owndata and not array.flags.writeable
+
+
+def test_what_a_store_returned_stays_valid_without_it(train_store):
+    store = LMDBStore(train_store)
+    image, labels, expected = store[3].image, store.labels, bytes(store[3].image)
+    del store
+    assert bytes(image) == expected and len(labels) == 30
+
+
+def test_two_stores_on_one_path_live_in_one_process(train_store):
+    first, second = LMDBStore(train_store), LMDBStore(str(train_store))
+    assert read_all(first) == read_all(second)
+
+
+def test_threads_open_one_store_at_once(train_store):
+    store = LMDBStore(train_store)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: read_all(store), range(16)))
+    assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("opened", [True, False], ids=["opened before", "opened after"])
+def test_a_store_goes_to_other_processes(train_store, method, opened):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} on this system")
+    store = LMDBStore(train_store)
+    expected = read_all(LMDBStore(train_store)) if not opened else read_all(store)
+    context = multiprocessing.get_context(method)
+    with context.Pool(2) as pool:
+        assert pool.map(read_all, [store, store]) == [expected, expected]
+    assert read_all(store) == expected
+
+
+def test_a_pickled_store_is_its_path(train_store):
+    store = LMDBStore(train_store)
+    len(store)
+    assert len(pickle.dumps(store)) < 500
+    assert read_all(pickle.loads(pickle.dumps(store))) == read_all(store)
+
+
+def test_reading_leaves_no_lock_file_and_needs_no_right_to_write(train_store):
+    read_all(LMDBStore(train_store))
+    assert sorted(train_store.parent.iterdir()) == [train_store]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts read-only: Linux, root")
+def test_a_store_on_a_read_only_mount_is_read(train_store, tmp_path):
+    target = tmp_path / "ro"
+    target.mkdir()
+    bind = subprocess.run(["mount", "--bind", str(train_store.parent), str(target)], capture_output=True)
+    if bind.returncode:
+        pytest.skip("this machine does not let root bind a folder")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(target)], check=True)
+        with pytest.raises(OSError) as refused:
+            (target / "x").touch()
+        assert refused.value.errno == errno.EROFS
+        code = (
+            f"from imagelmdb.store.reader import LMDBStore; s = LMDBStore({str(target / train_store.name)!r})"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", f"{code}; print(len(s), len(s[0].image) > 0)"], capture_output=True
+        )
+        assert run.stdout == b"30 True\n", run.stderr
+    finally:
+        subprocess.run(["umount", "-l", str(target)], check=True)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.5, 0.9])
+def test_a_truncated_store_is_named_and_not_read(store_copy, share):
+    os.truncate(store_copy, int(store_copy.stat().st_size * share))
+    with pytest.raises(StoreError, match=r"copy\.lmdb"):
+        read_all(LMDBStore(store_copy))
+
+
+def test_another_version_is_refused_by_its_number(store_copy):
+    meta = msgpack.unpackb(LMDBStore(store_copy).parts[0].environment.get(META_KEY))
+    edit(store_copy, {META_KEY: msgpack.packb(meta | {"version": 99})})
+    with pytest.raises(StoreError, match="format version 99"):
+        len(LMDBStore(store_copy))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xc1\xff", msgpack.packb({"version": 1}), msgpack.packb([1])])
+def test_a_damaged_meta_is_an_error(store_copy, damage):
+    edit(store_copy, {META_KEY: damage})
+    with pytest.raises(StoreError, match=r"copy\.lmdb"):
+        len(LMDBStore(store_copy))
+
+
+@pytest.mark.parametrize("name", sorted(ARRAYS.keys() - {"positions", "extents"}))
+def test_a_missing_or_short_array_is_an_error(store_copy, name):
+    key = ARRAYS[name][0]
+    edit(store_copy, {key: b"12345"})
+    problems = verify(store_copy, workers=0)
+    assert problems and "copy.lmdb" in problems[0]
+    edit(store_copy, {key: None})
+    with pytest.raises(StoreError, match=key.decode()):
+        store = LMDBStore(store_copy)
+        store.labels, store.sizes, store.name(0), store.parts[0].arrays
+
+
+def test_a_foreign_lmdb_is_an_error(tmp_path):
+    edit(tmp_path / "x.lmdb", {b"hello": b"world"})
+    with pytest.raises(StoreError, match=r"x\.lmdb"):
+        len(LMDBStore(tmp_path / "x.lmdb"))
+
+
+def test_a_path_without_a_store_says_what_to_do(tmp_path, tree):
+    with pytest.raises(StoreError, match="no such file"):
+        len(LMDBStore(tmp_path / "nowhere"))
+    with pytest.raises(StoreError, match=r"folder2lmdb\.py --dataset"):
+        len(LMDBStore(tree / "train"))
+
+
+def test_a_missing_record_is_named(store_copy):
+    edit(store_copy, {make_key(17): None})
+    with pytest.raises(StoreError, match="00000017 is missing"):
+        LMDBStore(store_copy)[17]
+
+
+def test_flipped_bytes_in_any_record_are_found_and_named(train_store, store_copy):
+    rng = random.Random(1)
+    store = LMDBStore(train_store)
+    whole = store_copy.read_bytes()
+    for index in range(len(store)):
+        image = bytes(store[index].image)
+        damaged = bytearray(whole)
+        damaged[whole.index(image) + rng.randrange(len(image))] ^= 1 << rng.randrange(8)
+        file = store_copy.with_name(f"flip{index}.lmdb")
+        file.write_bytes(damaged)
+        problems = verify(file, workers=0)
+        assert len(problems) == 1 and f"key {index:08d}" in problems[0]
+        assert store.name(index) in problems[0] or "checksum" not in problems[0]
+
+
+def test_flipped_bytes_anywhere_never_crash(store_copy, tmp_path):
+    """Each damaged copy is verified in a process that would die with liblmdb."""
+    code = (
+        "import random, sys, shutil\n"
+        "from imagelmdb.store.verify import verify\n"
+        "rng = random.Random(int(sys.argv[2])); whole = open(sys.argv[1], 'rb').read(); found = 0\n"
+        "for i in range(60):\n"
+        "    damaged = bytearray(whole)\n"
+        "    for _ in range(3): damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)\n"
+        "    name = f'{sys.argv[1]}.{i}'; open(name, 'wb').write(damaged)\n"
+        "    found += bool(verify(name, workers=0))\n"
+        "print(found)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(store_copy), "7"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 30  # the rest fell into what no record reaches
+
+
+def test_shards_that_are_missing_doubled_or_foreign_are_refused(tree, tmp_path):
+    convert(open_source(tree / "train"), tmp_path / "s", workers=0, shards=3)
+    convert(open_source(tree / "val"), tmp_path / "t", workers=0, shards=3)
+    middle = tmp_path / "s" / "shard-00001.lmdb"
+    kept = middle.read_bytes()
+    middle.unlink()
+    with pytest.raises(StoreError, match="lacks 1 of 3 shards, the first of them 1"):
+        len(LMDBStore(tmp_path / "s"))
+    partial = LMDBStore(tmp_path / "s", partial=True)
+    assert len(partial) == 20 and [part.meta.shard for part in partial.parts] == [0, 2]
+    shutil.copy(tmp_path / "s" / "shard-00000.lmdb", middle)
+    with pytest.raises(StoreError, match="twice"):
+        len(LMDBStore(tmp_path / "s"))
+    shutil.copy(tmp_path / "t" / "shard-00001.lmdb", middle)
+    with pytest.raises(StoreError, match="another store"):
+        len(LMDBStore(tmp_path / "s"))
+    middle.write_bytes(kept)
+    assert len(LMDBStore(tmp_path / "s")) == 30
+
+
+def test_indices_count_from_the_end_too_and_stop_there(train_store):
+    store = LMDBStore(train_store)
+    assert bytes(store[-1].image) == bytes(store[29].image)
+    assert bytes(store[np.int64(3)].image) == bytes(store[3].image)
+    for index in (30, -31):
+        with pytest.raises(IndexError):
+            store[index]
