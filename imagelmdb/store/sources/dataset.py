@@ -17,13 +17,14 @@ from imagelmdb.errors import UserError
 
 from .source import Sample, digest
 
+_one_at_a_time = threading.Lock()
+
 
 class DatasetSource:
     """Items are asked for one at a time: a dataset need not be safe to use from several threads."""
 
     def __init__(self, dataset: Any, *, classes: Sequence[str] | None = None):
         self.dataset = dataset
-        self._lock = threading.Lock()
         self.description = f"dataset {type(dataset).__name__}"
         if not len(dataset):
             raise UserError(f"{self.description} is empty")
@@ -41,7 +42,7 @@ class DatasetSource:
         return f"{index:08d}"  # its class is known only with its image
 
     def read(self, index: int) -> Sample:
-        with self._lock:
+        with _one_at_a_time:
             image, label = self.dataset[index]
         label = int(label)
         if not 0 <= label < len(self.classes):
