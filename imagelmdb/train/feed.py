@@ -1,0 +1,66 @@
+"""Feed: batches on the device, and how long the device had nothing to do for want of one.
+
+feed = Feed(loader.epoch(0), device)
+batch = feed.take()
+while batch is not None:
+    step(*batch)            # queued; the next batch is fetched and copied while the device works on it
+    batch = feed.take()
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import torch
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Feed:
+    """On a GPU, uint8 batches cross on a stream of their own, from pinned memory."""
+
+    def __init__(self, batches: Iterable[Batch], device: torch.device):
+        self._batches = iter(batches)
+        self._device = device
+        self._waited = 0.0  # s, host clock: a CPU waits for what its thread waits for
+        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def take(self) -> Batch | None:
+        """The next batch; None at the end."""
+        if self._copies is None:
+            start = time.perf_counter()
+            batch = next(self._batches, None)
+            self._waited += time.perf_counter() - start
+            return batch
+        return self._take_on_gpu()
+
+    def take_wait(self) -> float:
+        """Seconds waited since the last call; waits for the copies under way."""
+        if self._gaps:
+            self._gaps[-1][1].synchronize()
+            gaps = [idle.elapsed_time(ready) / 1e3 for idle, ready in self._gaps]
+            self._waited += sum(gap for gap in gaps if gap > 0)
+            self._gaps.clear()
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def _take_on_gpu(self) -> Batch | None:
+        # The host runs ahead of the device, so its own waiting says little. The device starves from the end
+        # of the step queued last until the batch has arrived.
+        compute = torch.cuda.current_stream(self._device)
+        idle = torch.cuda.Event(enable_timing=True)
+        idle.record(compute)
+        batch = next(self._batches, None)
+        if batch is None:
+            return None
+        ready = torch.cuda.Event(enable_timing=True)
+        with torch.cuda.stream(self._copies):
+            images, labels = (tensor.to(self._device, non_blocking=True) for tensor in batch)
+            ready.record(self._copies)
+        compute.wait_event(ready)
+        for tensor in (images, labels):
+            tensor.record_stream(compute)
+        self._gaps.append((idle, ready))
+        return images, labels
