@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0  # for a rank to come out of a collective that lost a peer; NCCL's never do
+HEARD_SECONDS = 2.0  # ten polls
 AGREEMENT_SECONDS = 120.0
 
 
@@ -68,7 +69,7 @@ class Board:
     def fail(self, failure: Failure) -> None:
         """Tell the others, and wait until they have read it: the store may live in this process."""
         self._store.set("failure", json.dumps(failure))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + HEARD_SECONDS
         while self._store.add("failure_seen", 0) < self.world_size and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS / 4)
 

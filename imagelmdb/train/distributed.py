@@ -205,6 +205,8 @@ def _choose_device(config: Any, place: Place) -> tuple[torch.device, str]:
 def _end(world: World, error: BaseException) -> int:
     """Turn what ended this rank into an exit code, tell the others, and print it."""
     if isinstance(error, (Stopped, Diverged, AgreedMistake)):  # raised on all ranks alike
+        if world.size > 1 and isinstance(error, Stopped):
+            dist.barrier()  # a launcher ends the others when the first leaves: rank 0 may still be writing
         if world.local_rank == 0:
             print(f"error: {error}" if isinstance(error, UserError) else error, file=sys.stderr, flush=True)
         return EXIT_CODES[type(error)]
