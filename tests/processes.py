@@ -50,7 +50,9 @@ class Ranks:
         return [file.read_text() for file in self.outputs]
 
 
-def run_ranks(function: Callable[..., int], *args, size: int, output: Path) -> tuple[list[int | None], list[str]]:
+def run_ranks(
+    function: Callable[..., int], *args, size: int, output: Path
+) -> tuple[list[int | None], list[str]]:
     ranks = Ranks(function, *args, size=size, output=output)
     return ranks.codes(), ranks.texts()
 

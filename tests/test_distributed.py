@@ -89,7 +89,10 @@ def test_ranks_find_each_other_and_sum(tmp_path):
 
 @pytest.mark.parametrize(
     ("work", "text"),
-    [(mistake_of_rank_1, "no folder at /missing"), (other_value_on_rank_1, "rank 1: sees another checkpoint")],
+    [
+        (mistake_of_rank_1, "no folder at /missing"),
+        (other_value_on_rank_1, "rank 1: sees another checkpoint"),
+    ],
 )
 def test_a_mistake_of_one_rank_is_one_line_and_exit_code_2_on_all(tmp_path, work, text):
     codes, texts = run_ranks(start, work, size=2, output=tmp_path)

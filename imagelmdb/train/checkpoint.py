@@ -17,15 +17,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torchvision
 
 from imagelmdb.errors import UserError
 
+from .board import first_line
+
 FORMAT_VERSION = 1
 LAST, BEST = "last.pt", "best.pt"
 EPOCH_NAME = "epoch-{:04d}.pt"
-KEYS = ("model", "ema", "optimizer", "scaler", "epoch", "epoch_step", "step", "best_top1", "ranks")
 
 
 class Checkpoints:
@@ -64,7 +66,7 @@ class Checkpoints:
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Atomic: a reader, or a run killed meanwhile, finds the old file or the new one."""
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    versions = {m.__name__: str(m.__version__) for m in (torch, torchvision, timm)}
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         torch.save({"format": FORMAT_VERSION, "versions": versions, **state}, file)
@@ -81,8 +83,10 @@ def load(path: str | Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than plain data: it is not this trainer's") from error
+    except (OSError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint: {first_line(error)}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise UserError(f"{path} is not a checkpoint of this trainer")
     if state["format"] != FORMAT_VERSION:
@@ -97,33 +101,31 @@ def find(resume: str, folder: Path) -> Path | None:
     return folder / LAST if (folder / LAST).exists() else None
 
 
-def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, source: str) -> None:
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """load_state_dict whose misfit is one line."""
     own = model.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    foreign = sorted(weights.keys() - own.keys())
-    misfit = [k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
+    missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or foreign:
         raise UserError(
-            f"{source} is of another architecture: it lacks {len(missing)} of the model's tensors and has "
-            f"{len(foreign)} others, such as {(missing + foreign)[0]}"
+            f"the checkpoint is of another architecture: {len(missing)} tensors of the model are not in it, "
+            f"{len(foreign)} of its own not in the model, such as {(missing + foreign)[0]}"
         )
-    if misfit:
-        key = min(misfit)
-        raise UserError(
-            f"{source} is of another architecture or class count: {key} is {list(weights[key].shape)} there, "
-            f"{list(own[key].shape)} here"
-        )
+    for key, tensor in own.items():
+        if tensor.shape != weights[key].shape:
+            raise UserError(
+                f"the checkpoint is of another architecture or class count: its {key} is "
+                f"{list(weights[key].shape)}, the model's {list(tensor.shape)}"
+            )
     model.load_state_dict(weights)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, source: str) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Momenta from the checkpoint; every hyper-parameter stays as the config of now made it."""
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
     except ValueError as error:
-        raise UserError(f"{source}: its optimiser does not fit this one: {error}") from error
+        raise UserError(f"the checkpoint's optimiser does not fit the options: {error}") from error
     for group, own in zip(optimizer.param_groups, groups, strict=True):
         group.update(own)
 

@@ -53,6 +53,7 @@ class Place:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    local_size: int = 1
     url: str = "env://"
     attempt: int = 0  # torchrun's restart count
 
@@ -78,23 +79,36 @@ def report_mistake(error: UserError) -> int:
     return EXIT_USER
 
 
+def set_up_torch(*, tf32: bool, deterministic: bool, seed: int) -> None:
+    """Number formats and kernels for the whole process; the initial weights follow from the seed."""
+    torch.manual_seed(seed)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+        torch.use_deterministic_algorithms(True)
+
+
 def _find_places(config: Any) -> list[Place]:
     """The ranks that this process has to run."""
     environ = os.environ
     if "RANK" in environ and "WORLD_SIZE" in environ:
         rank, size = int(environ["RANK"]), int(environ["WORLD_SIZE"])
+        local_rank, local_size = int(environ.get("LOCAL_RANK", 0)), int(environ.get("LOCAL_WORLD_SIZE", 1))
         attempt = int(environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-        return [Place(rank, size, int(environ.get("LOCAL_RANK", rank)), "env://", attempt)]
+        return [Place(rank, size, local_rank, local_size, "env://", attempt)]
     nodes, node = max(config.world_size, 1), max(config.rank, 0)
     if node >= nodes:
         raise UserError(f"--rank {node} is beyond --world-size {nodes}: ranks count from 0")
     if not config.multiprocessing_distributed:
-        return [Place(node, nodes, 0, config.dist_url)]
+        return [Place(node, nodes, 0, 1, config.dist_url)]
     local_size = max(torch.cuda.device_count(), 1)
     url = config.dist_url
     if url == "env://" and nodes == 1 and "MASTER_ADDR" not in environ:
         url = f"tcp://127.0.0.1:{_free_port()}"
-    return [Place(node * local_size + i, nodes * local_size, i, url) for i in range(local_size)]
+    first, size = node * local_size, nodes * local_size
+    return [Place(first + i, size, i, local_size, url) for i in range(local_size)]
 
 
 def _free_port() -> int:
@@ -141,7 +155,13 @@ def _spawned(run, config, place: Place) -> None:
 def _run_rank(run: Callable[[Any, World], None], config: Any, place: Place) -> int:
     """All that a rank does, from finding the others to its exit code."""
     try:
-        world = World(_meet(place), rank=place.rank, size=place.world_size, local_rank=place.local_rank)
+        world = World(
+            _meet(place),
+            rank=place.rank,
+            size=place.world_size,
+            local_rank=place.local_rank,
+            local_size=place.local_size,
+        )
     except UserError as error:
         return report_mistake(error)
     handlers = {

@@ -51,6 +51,20 @@ class Evaluation:
     images: int
     confusion: torch.Tensor  # int64 [classes, classes]: label, prediction
 
+    def describe(self) -> str:
+        return (
+            f"val loss {self.loss:.5f}  top-1 {self.top1:.3f} %  top-5 {self.top5:.3f} %  "
+            f"images {self.images:,}"
+        )
+
+    def as_log(self) -> dict[str, float]:
+        return {
+            "val_loss": self.loss,
+            "val_top1": self.top1,
+            "val_top5": self.top5,
+            "val_images": self.images,
+        }
+
 
 class Totals(NamedTuple):
     """Sums over the images seen, on the device."""

@@ -28,10 +28,13 @@ class AgreedMistake(UserError):
 class World:
     """The ranks of a run as one of them sees them."""
 
-    def __init__(self, store: dist.Store, *, rank: int = 0, size: int = 1, local_rank: int = 0):
+    def __init__(
+        self, store: dist.Store, *, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1
+    ):
         self.rank = rank
         self.size = size
         self.local_rank = local_rank
+        self.local_size = local_size
         self.device = torch.device("cpu")
         self.store = store
         self.board = Board(store, rank=rank, world_size=size)

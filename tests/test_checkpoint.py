@@ -1,0 +1,135 @@
+"""Checkpoints are whole, plain, kept as asked, and refused where they do not fit."""
+
+import pytest
+import torch
+from torch import nn
+
+from imagelmdb.config import Config
+from imagelmdb.errors import UserError
+from imagelmdb.train import checkpoint
+from imagelmdb.train.checkpoint import Checkpoints, find, load, load_optimizer, load_weights, save
+from imagelmdb.train.resume import adopt_options, check_classes, describe_options, find_start
+
+
+def test_a_write_cut_short_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    save({"step": 1}, tmp_path / "last.pt")
+
+    def die(state, file):
+        file.write(b"half a checkpo")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.torch, "save", die)
+        save({"step": 2}, tmp_path / "last.pt")
+    assert load(tmp_path / "last.pt")["step"] == 1
+
+
+def test_it_keeps_last_best_and_the_last_k_epochs(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for epoch in range(4):
+        checkpoints.write({"step": epoch}, epoch=epoch, best=epoch == 1)
+    checkpoints.write({"step": 9})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best.pt",
+        "epoch-0002.pt",
+        "epoch-0003.pt",
+        "last.pt",
+    ]
+    steps = [load(tmp_path / name)["step"] for name in ("best.pt", "epoch-0003.pt", "last.pt")]
+    assert steps == [1, 3, 9]
+
+
+def test_the_interval_in_steps_and_minutes(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    checkpoints = Checkpoints(tmp_path, every_steps=3, every_minutes=2)
+    assert [step for step in range(1, 8) if checkpoints.due_by_step(step)] == [3, 6]
+    assert not checkpoints.due_by_time()
+    now[0] += 120
+    assert checkpoints.due_by_time()
+    checkpoints.write({})
+    assert not checkpoints.due_by_time()
+    assert not Checkpoints(tmp_path).due_by_step(1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_what_is_no_checkpoint_is_one_line(tmp_path, content):
+    path = tmp_path / "x.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.pt") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_that_would_run_code_and_a_foreign_dict_are_refused(tmp_path):
+    torch.save({"model": nn.Linear(1, 1)}, tmp_path / "code.pt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    for name in ("code.pt", "foreign.pt"):
+        with pytest.raises(UserError, match="this trainer"):
+            load(tmp_path / name)
+
+
+def test_weights_of_another_architecture_or_class_count_are_one_line():
+    model = nn.Linear(2, 3)
+    with pytest.raises(UserError, match="another architecture"):
+        load_weights(model, nn.Sequential(nn.Linear(2, 3)).state_dict())
+    with pytest.raises(UserError, match="class count"):
+        load_weights(model, nn.Linear(2, 4).state_dict())
+
+
+def test_momenta_come_from_the_checkpoint_and_options_from_the_run():
+    def stepped(**options):
+        weight = nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.SGD([weight], momentum=0.9, **options)
+        weight.sum().backward()
+        optimizer.step()
+        return optimizer
+
+    saved = stepped(lr=1.0, weight_decay=0.0)
+    fresh = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.5, momentum=0.8, weight_decay=0.1)
+    load_optimizer(fresh, saved.state_dict())
+    group = fresh.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.5, 0.8, 0.1)
+    assert torch.equal(fresh.state[group["params"][0]]["momentum_buffer"], torch.ones(3))
+
+
+def test_auto_finds_the_last_checkpoint_or_nothing(tmp_path):
+    assert find("auto", tmp_path) is None
+    save({}, tmp_path / "last.pt")
+    assert find("auto", tmp_path) == tmp_path / "last.pt"
+    assert find("", tmp_path) is None
+
+
+def test_options_of_the_command_line_win_over_the_checkpoints_and_a_line_says_so():
+    saved = describe_options(Config(arch="resnet50", lr=0.4, epochs=5, workers=9))
+    given = Config(lr=0.2, epochs=7, config="recipe.yaml", mixup=0.3)
+    config, lines = adopt_options(given, saved, explicit=frozenset({"lr"}))
+    assert (config.arch, config.lr, config.epochs, config.mixup) == ("resnet50", 0.2, 5, 0.0)
+    assert config.workers == given.workers
+    assert lines == [
+        "the command line changes: lr 0.4 -> 0.2",
+        "the checkpoint's options hold against those of recipe.yaml: mixup 0.0 (not 0.3), epochs 5 (not 7)",
+    ]
+
+
+def test_a_checkpoint_of_another_architecture_than_asked_for_is_refused(tmp_path):
+    save({"config": describe_options(Config(arch="resnet18")), "step": 3}, tmp_path / "last.pt")
+    config = Config(arch="resnet50", resume=str(tmp_path / "last.pt"))
+    with pytest.raises(UserError, match="resnet18, not --arch resnet50"):
+        find_start(config, frozenset({"arch"}))
+    assert find_start(config, frozenset())[0].arch == "resnet18"
+
+
+def test_nothing_to_evaluate_is_a_mistake(tmp_path):
+    config = Config(evaluate=True, resume="auto", output=str(tmp_path))
+    with pytest.raises(UserError, match="no checkpoint"):
+        find_start(config, frozenset())
+
+
+def test_other_classes_than_the_checkpoints_are_refused():
+    check_classes(["a", "b"], ["a", "b"])
+    with pytest.raises(UserError, match="2 classes, the data 3"):
+        check_classes(["a", "b"], ["a", "b", "c"])
+    with pytest.raises(UserError, match="class 1 of the checkpoint is 'b', of the data 'x'"):
+        check_classes(["a", "b"], ["a", "x"])

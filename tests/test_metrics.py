@@ -1,0 +1,70 @@
+"""Counts are exact for any split of the images over batches."""
+
+import math
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from imagelmdb.train.feed import Feed
+from imagelmdb.train.metrics import Losses, Totals
+from imagelmdb.train.progress import Progress, describe_bottleneck
+from imagelmdb.train.world import World
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("batch", [1, 7, 101])
+def test_totals_are_those_of_all_images_at_once(batch):
+    torch.manual_seed(0)
+    outputs, labels = torch.randn(101, 11), torch.randint(11, (101,))
+    totals = Totals.zero(11, CPU)
+    for part in zip(outputs.split(batch), labels.split(batch), strict=True):
+        totals.add(*part)
+    result = totals.reduce(World(dist.HashStore()))
+    order = outputs.argsort(dim=1, descending=True)
+    assert result.images == 101
+    assert result.top1 == 100 * (order[:, 0] == labels).sum().item() / 101
+    assert result.top5 == 100 * (order[:, :5] == labels[:, None]).any(1).sum().item() / 101
+    assert result.loss == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-6)
+    assert result.confusion.sum(1).tolist() == labels.bincount(minlength=11).tolist()
+    assert result.confusion.diag().sum() == round(result.top1 * 101 / 100)
+
+
+def test_top5_of_fewer_than_five_classes_is_everything():
+    totals = Totals.zero(3, CPU)
+    totals.add(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert totals.reduce(World(dist.HashStore())).top5 == 100
+
+
+def test_losses_are_read_once_and_name_each_that_is_not_finite():
+    losses = Losses(4, CPU)
+    for value in (1.0, math.nan, 2.0, math.inf):
+        losses.add(torch.tensor(value))
+    means, extras, broken = losses.read(World(dist.HashStore()), 0.5)
+    assert means[0] == 1.0 and means[2] == 2.0
+    assert extras == [[0.5]]
+    assert broken == [(1, 0), (3, 0)]
+    assert len(losses) == 0
+
+
+def test_the_feed_counts_the_time_it_waited():
+    def slow():
+        for _ in range(3):
+            time.sleep(0.02)
+            yield torch.zeros(1), torch.zeros(1)
+
+    feed = Feed(slow(), CPU)
+    assert sum(1 for _ in iter(feed.take, None)) == 3
+    assert feed.take_wait() >= 0.06
+    assert feed.take_wait() == 0
+
+
+def test_the_verdict_names_both_rates():
+    assert describe_bottleneck(Progress(seconds=10, wait_seconds=0.2), advice="x") == "compute-bound"
+    starved = Progress(seconds=10, wait_seconds=5, timed_images=20_000)
+    assert describe_bottleneck(starved, advice="--workers 8") == (
+        "data-bound: the loader gives 2,000 images/s, the model takes 4,000; try --workers 8"
+    )
