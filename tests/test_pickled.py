@@ -162,7 +162,7 @@ def test_plain_keys_take_no_memory():
     table = Keys.from_list(keys)
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert [table[i] for i in range(len(table))] == [(None, key) for key in keys]
+    assert [table[i] for i in range(len(table))] == keys
     assert kept < 10_000
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .format import StoreError
+from .sorted_keys import Keys, less
 
 PAGE_HEADER = 16  # bytes
 NODE_HEADER = 8
@@ -34,19 +35,6 @@ TREE = np.dtype(
 )
 
 
-class Keys(NamedTuple):
-    """Keys as rows of big-endian words, padded with zeros, so that numpy can compare them."""
-
-    words: np.ndarray  # uint64[n, width]
-    sizes: np.ndarray  # int64[n]
-
-    def take(self, rows: np.ndarray | slice) -> Keys:
-        return Keys(self.words[rows], self.sizes[rows])
-
-    def padded(self, width: int) -> np.ndarray:
-        return np.pad(self.words, ((0, 0), (0, width - self.words.shape[1])))
-
-
 class Nodes(NamedTuple):
     """The nodes of some pages, in order."""
 
@@ -56,6 +44,15 @@ class Nodes(NamedTuple):
     value: np.ndarray  # lo | hi << 16
     flags: np.ndarray
     keys: Keys
+
+
+class Values(NamedTuple):
+    """The values of some leaves."""
+
+    keys: Keys
+    offsets: np.ndarray  # in the file
+    sizes: np.ndarray
+    big: np.ndarray  # has overflow pages of its own
 
 
 class Pages:
@@ -77,8 +74,26 @@ class Pages:
                 raise StoreError(f"sub-database {name!r} holds another one")
         _check_runs(runs)
 
-    def locate_values(self, tree: np.void) -> Iterator[tuple[bytes, int, int]]:
-        """(key, offset in the file, size) of each value that has overflow pages of its own, in key order."""
+    def find_tree(self, main: np.void, name: bytes) -> np.void:
+        """A named sub-database."""
+        for pages, nodes in self._read_leaves(main):
+            for found, tree in self._read_named(pages, nodes):
+                if found == name:
+                    return tree
+        raise StoreError(f"no sub-database {name!r}")
+
+    def locate_values(self, tree: np.void) -> Iterator[Values]:
+        """Where the values are, in key order."""
+        for pages, nodes in self._read_leaves(tree):
+            offsets = pages[nodes.page] * self.page_size + nodes.end
+            big = nodes.flags == BIG
+            offsets[big] = self._read_runs(pages, nodes, big) * self.page_size + PAGE_HEADER
+            if np.any(offsets + nodes.value > len(self.bytes)):
+                raise StoreError("a value runs past the end of the file")
+            yield Values(nodes.keys, offsets, nodes.value, big)
+
+    def _read_leaves(self, tree: np.void) -> Iterator[tuple[np.ndarray, Nodes]]:
+        """(page numbers, nodes) of the leaves, some pages at a time."""
         level, depth = self._read_root(tree)
         if level is None:
             return
@@ -87,16 +102,13 @@ class Pages:
         level = self._in_range(level, level)
         for start in range(0, len(level), BATCH):
             pages = level[start : start + BATCH]
-            nodes = self._read_nodes(pages, LEAF, minimum=1)
-            big = np.flatnonzero(nodes.flags == BIG)
-            ends = pages[nodes.page[big]] * self.page_size + nodes.end[big]
-            runs = self.bytes[ends[:, None] + np.arange(8)].view("<u8")[:, 0].astype(np.int64)
-            offsets = runs * self.page_size + PAGE_HEADER
-            sizes = nodes.keys.sizes[big]
-            for end, key_size, offset, size in zip(
-                ends.tolist(), sizes.tolist(), offsets.tolist(), nodes.value[big].tolist(), strict=True
-            ):
-                yield bytes(self.bytes[end - key_size : end]), offset, size
+            yield pages, self._read_nodes(pages, LEAF, minimum=1)
+
+    def _read_runs(self, pages: np.ndarray, nodes: Nodes, big: np.ndarray) -> np.ndarray:
+        """The first overflow page of each of the `big` values."""
+        sources = pages[nodes.page[big]]
+        at = sources * self.page_size + nodes.end[big]
+        return self._in_range(self.bytes[at[:, None] + np.arange(8)].view("<u8")[:, 0], sources)
 
     def check_tree(self, tree: np.void, read_values: bool) -> tuple[list, list[tuple[bytes, np.void]]]:
         """Check one B-tree; return the runs of pages (starts, lengths) it owns and the trees it names."""
@@ -130,14 +142,13 @@ class Pages:
         page, depth = self._read_root(tree)
         if page is None:
             return False
-        words = np.frombuffer(key.ljust(-(-len(key) // 8) * 8, b"\0"), ">u8").astype(np.uint64)
-        wanted = Keys(words[None], np.array([len(key)]))
+        wanted = Keys.of(key)
         for _ in range(depth - 1):
             nodes = self._read_nodes(self._in_range(page, page), BRANCH, minimum=2)
-            row = np.count_nonzero(~_less(wanted, nodes.keys)[1:])  # a page's first key is not looked at
+            row = np.count_nonzero(~less(wanted, nodes.keys)[1:])  # a page's first key is not looked at
             page = _children(nodes)[row : row + 1]
         keys = self._read_nodes(self._in_range(page, page), LEAF, minimum=1).keys
-        return bool(np.any(~_less(wanted, keys) & ~_less(keys, wanted)))
+        return bool(np.any(~less(wanted, keys) & ~less(keys, wanted)))
 
     def _read_root(self, tree: np.void) -> tuple[np.ndarray | None, int]:
         """(root page, depth); None where the tree is empty."""
@@ -211,14 +222,14 @@ class Pages:
         """Keys ascend within each page and keep to what the branches above promise; returns the last one."""
         keys = nodes.keys
         _require(keys.sizes > 0, level[nodes.page], "has an empty key")
-        ascending = _less(keys.take(slice(None, -1)), keys.take(slice(1, None)))
+        ascending = less(keys.take(slice(None, -1)), keys.take(slice(1, None)))
         ascending[nodes.first[1:] - 1] = True  # these pairs span two pages
         _require(ascending, level[nodes.page[1:]], "has keys out of order")
-        outside = _less(keys.take(nodes.first), lows)
+        outside = less(keys.take(nodes.first), lows)
         last = np.append(nodes.first[1:] - 1, len(keys.sizes) - 1)
-        outside[1:] |= ~_less(keys.take(last[:-1]), lows.take(slice(1, None)))
+        outside[1:] |= ~less(keys.take(last[:-1]), lows.take(slice(1, None)))
         if previous is not None:
-            outside[:1] |= ~_less(previous, lows.take(slice(0, 1)))
+            outside[:1] |= ~less(previous, lows.take(slice(0, 1)))
         _require(~outside, level, "has keys that belong to another page")
         return keys.take(last[-1:])
 
@@ -231,9 +242,7 @@ class Pages:
         _require(nodes.end + stored <= self.page_size, pages, "has a value out of range")
         _require((nodes.flags != SUB) | (nodes.value == TREE.itemsize), pages, "has a damaged sub-database")
 
-        at = pages[big] * self.page_size + nodes.end[big]
-        wanted = self.bytes[at[:, None] + np.arange(8)].view("<u8")[:, 0]
-        starts = self._in_range(wanted, pages[big])
+        starts = self._read_runs(level, nodes, big)
         lengths = (nodes.value[big] + PAGE_HEADER - 1) // self.page_size + 1
         _require(starts + lengths <= self.count, pages[big], "has a value that runs past the end of the file")
         if read_values:
@@ -273,14 +282,3 @@ def _check_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> None:
 def _require(good: np.ndarray, pages: np.ndarray, what: str) -> None:
     if not good.all():
         raise StoreError(f"page {pages[np.argmin(good)]} {what}")
-
-
-def _less(a: Keys, b: Keys) -> np.ndarray:
-    """a < b row by row, in LMDB's order: memcmp, then the shorter first."""
-    width = max(a.words.shape[1], b.words.shape[1])
-    left, right = a.padded(width), b.padded(width)
-    less = a.sizes < b.sizes
-    for column in reversed(range(width)):
-        x, y = left[:, column], right[:, column]
-        less = np.where(x == y, less, x < y)
-    return less

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .btree import NO_PAGE, TREE, Pages
+from .btree import NO_PAGE, TREE, Pages, Values
 from .format import StoreError
 
 MAGIC = 0xBEEFC0DE
@@ -72,8 +72,19 @@ def check_tree(path: str | Path, *, read_values: bool = False) -> FileFacts:
 
 def locate_values(path: str | Path) -> Iterator[tuple[bytes, int, int]]:
     """(key, offset in the file, size) of the values that fill a page or more, in key order."""
+    for values in locate_all(path):
+        big = values.keys.take(values.big), values.offsets[values.big], values.sizes[values.big]
+        yield from zip(big[0].as_bytes(), big[1].tolist(), big[2].tolist(), strict=True)
+
+
+def locate_all(path: str | Path, database: str | None = None) -> Iterator[Values]:
+    """Where every value is, of the main database or of a named one; many at a time, in key order."""
     facts, tree = _read_meta(path)
-    yield from Pages(path, facts.page_size, facts.last_page + 1).locate_values(tree)
+    pages = _open_pages(path, facts)
+    try:
+        yield from pages.locate_values(pages.find_tree(tree, database.encode()) if database else tree)
+    except StoreError as error:
+        raise StoreError(f"{path}: damaged: {error}") from error
 
 
 def has_key(path: str | Path, key: bytes) -> bool:

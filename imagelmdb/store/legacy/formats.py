@@ -18,7 +18,8 @@ import numpy as np
 from ..environment import Environment
 from ..format import KEYS_KEY, LEN_KEY, StoreError
 from . import arrow, packed, pickled, protobuf
-from .keys import Keys, NamedKeys
+from .keys import Keys
+from .places import Places
 from .store import DAMAGE, MAX_CLASSES, LegacyStore
 
 SHAPE_KEY = b"__shape__"
@@ -41,10 +42,12 @@ def open_legacy(environment: Environment) -> LegacyStore:
 def _open_serialized(environment: Environment) -> LegacyStore:
     listed = environment.get(KEYS_KEY)
     keys = _load_keys(environment, listed) if listed is not None else _scan_keys(environment)
-    name = _recognise(environment, listed if listed is not None else environment.get(keys[0][1]))
+    name = _recognise(environment, listed if listed is not None else environment.get(keys[0]))
     load = LOADERS[name]
     _check_length(environment, keys, load)
-    return LegacyStore(environment, format=name, keys=keys, load=partial(_load_record, load))
+    return LegacyStore(
+        environment, format=name, places=Places(environment, [(None, keys)]), load=partial(_load_record, load)
+    )
 
 
 def _open_torchlmdb(environment: Environment) -> LegacyStore:
@@ -66,7 +69,7 @@ def _open_torchlmdb(environment: Environment) -> LegacyStore:
     return LegacyStore(
         environment,
         format=f"torchlmdb {'CHW' if channels_first else 'HWC'}",
-        keys=keys,
+        places=Places(environment, [(None, keys)]),
         load=partial(_load_pixels, shape, channels_first),
         labels=np.array(labels, np.int32),
         pixels=(width, height),
@@ -81,7 +84,9 @@ def _open_torchrecord(environment: Environment) -> LegacyStore:
     if names[-1] != f"db{len(names) - 1}":
         raise StoreError(f"{environment.file} lacks some of the databases up to {names[-1]}")
     parts = [(name, _number_keys(environment, name)) for name in names]
-    return LegacyStore(environment, format="torchrecord", keys=NamedKeys(parts), load=protobuf.load)
+    return LegacyStore(
+        environment, format="torchrecord", places=Places(environment, parts), load=protobuf.load
+    )
 
 
 def _number_keys(environment: Environment, database: str) -> Keys:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
+
+from .. import sorted_keys
 
 
 class Keys:
@@ -39,25 +40,30 @@ class Keys:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> tuple[str | None, bytes]:
-        """(sub-database, key); None is the main one."""
+    def __getitem__(self, index: int) -> bytes:
         if self._data is None:
-            return None, b"%0*d" % (self._width, index)
+            return b"%0*d" % (self._width, index)
         start = int(self._ends[index - 1]) if index else 0
-        return None, self._data[start : int(self._ends[index])]
+        return self._data[start : int(self._ends[index])]
 
+    def find(self, found: sorted_keys.Keys) -> np.ndarray:
+        """The index of each of these keys; -1 where it is none of ours."""
+        if self._data is None:
+            return self._parse_numbers(found)
+        indices = {self[index]: index for index in range(len(self))}
+        return np.array([indices.get(key, -1) for key in found.as_bytes()], np.int64)
 
-class NamedKeys:
-    """The keys of several named sub-databases, one after the other."""
-
-    def __init__(self, parts: list[tuple[str, Keys]]):
-        self._parts = parts
-        self._ends = list(accumulate(len(keys) for _, keys in parts))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: int) -> tuple[str | None, bytes]:
-        part = bisect_right(self._ends, index)
-        name, keys = self._parts[part]
-        return name, keys[index - (self._ends[part - 1] if part else 0)][1]
+    def _parse_numbers(self, found: sorted_keys.Keys) -> np.ndarray:
+        letters, sizes = found.letters(), found.sizes
+        numbers = np.zeros(len(sizes), np.int64)
+        good = sizes <= max(self._width, len(str(self._count)))
+        for column in range(int(sizes[good].max(initial=0))):
+            digits = letters[:, column].astype(np.int64) - ord("0")
+            within = good & (column < sizes)
+            good &= ~within | ((digits >= 0) & (digits <= 9))
+            numbers = np.where(within, 10 * numbers + digits, numbers)
+        length = np.ones(len(sizes), np.int64)
+        for power in range(1, len(str(self._count))):
+            length += numbers >= 10**power
+        good &= (sizes == np.maximum(length, self._width)) & (numbers >= 0) & (numbers < self._count)
+        return np.where(good, numbers, -1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..environment import Environment
 from ..format import Record, StoreError
-from .keys import Keys, NamedKeys
+from .places import Places
 
 DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error)  # what a loader may raise
 MAX_CLASSES = 1 << 20  # a label beyond that is damage
@@ -28,7 +28,7 @@ class LegacyStore:
         environment: Environment,
         *,
         format: str,
-        keys: Keys | NamedKeys,
+        places: Places,
         load: Callable[[memoryview], tuple],
         labels: np.ndarray | None = None,
         pixels: tuple[int, int] | None = None,
@@ -37,16 +37,16 @@ class LegacyStore:
         self.environment = environment
         self.file = environment.file
         self.format = format
-        self._keys = keys
+        self._places = places
         self._load = load
         self._labels = labels
         self._pixels = pixels
         self.encoding = "jpeg"
-        if len(keys):
+        if len(places):
             self.encoding = "raw" if isinstance(self._read(0)[0], np.ndarray) else "jpeg"
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Record:
         image, label = self._read(index)
@@ -73,13 +73,13 @@ class LegacyStore:
 
     def name(self, index: int) -> str:
         suffix = "JPEG" if self.encoding == "jpeg" else "png"
-        return f"{self._read(index)[1]}/{self._key_text(index).replace('/', '_')}.{suffix}"
+        return f"{self._read(index)[1]}/{self._places.key(index).replace('/', '_')}.{suffix}"
 
     def key(self, index: int) -> str:
-        return f"{self.file} key {self._key_text(index)}"
+        return f"{self.file} key {self._places.key(index)}"
 
     def prefetch(self, index: int) -> None:
-        self.environment.prefetch(self._value(index))
+        self.environment.prefetch(*self._places[index])
 
     @cached_property
     def _listing(self) -> tuple[np.ndarray, np.ndarray | None]:
@@ -94,17 +94,11 @@ class LegacyStore:
                 sizes[index] = image.shape[1::-1]
         return labels, sizes
 
-    def _key_text(self, index: int) -> str:
-        database, key = self._keys[index]
-        text = key.decode("ascii", "backslashreplace")
-        return text if database is None else f"{database}-{text}"
-
     def _value(self, index: int) -> memoryview:
-        database, key = self._keys[index]
-        value = self.environment.get(key, database)
-        if value is None:
+        offset, size = self._places[index]
+        if not offset:
             raise StoreError(f"{self.key(index)} is missing")
-        return value
+        return self.environment.view(offset, size)
 
     def _read(self, index: int) -> tuple[memoryview | np.ndarray, int]:
         value = self._value(index)
