@@ -9,43 +9,86 @@ import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jpegs import decode, make_jpeg
+from jpegs import decode, make_jpeg, make_odd_jpeg
 from torchvision.io import decode_jpeg
 
 from imagelmdb.jpeg.crop import crop_jpeg
 from imagelmdb.jpeg.markers import JPEGError, read_size
 from imagelmdb.jpeg.tile import tile_jpeg
 
+SCALES = (1, 1, 2, 4, 8)
+FACTORS = [
+    [(1, 1)],  # grey
+    [(2, 2)],  # grey, with factors that a lone component ignores
+    [(1, 1), (1, 1), (1, 1)],
+    [(2, 1), (1, 1), (1, 1)],
+    [(2, 2), (1, 1), (1, 1)],
+    [(1, 2), (1, 1), (1, 1)],
+    [(4, 1), (1, 1), (1, 1)],
+    [(4, 2), (1, 1), (1, 1)],
+    [(2, 2), (2, 1), (2, 1)],
+    [(2, 2), (1, 2), (2, 1)],
+    [(2, 1), (2, 1), (2, 1)],
+    [(3, 1), (1, 1), (1, 1)],
+    [(1, 1), (2, 1), (1, 2)],  # luma smaller than chroma
+    [(1, 1), (2, 2), (2, 2)],
+]
+
 
 @st.composite
-def tiled_and_box(draw):
-    width, height = draw(st.integers(1, 150)), draw(st.integers(1, 90))
-    mode = draw(st.sampled_from(["RGB", "RGB", "RGB", "L"]))
-    data = make_jpeg(
-        width,
-        height,
-        draw(st.integers(0, 3)),
-        mode=mode,
-        quality=draw(st.sampled_from([30, 75, 96])),
-        **({"subsampling": draw(st.sampled_from([0, 1, 2]))} if mode == "RGB" else {}),
-    )
+def boxes(draw, width, height):
     left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
-    size = draw(st.integers(1, width - left)), draw(st.integers(1, height - top))
-    return data, draw(st.sampled_from([8, 16, 32, 64, 1000])), (left, top, *size)
+    return left, top, draw(st.integers(1, width - left)), draw(st.integers(1, height - top))
 
 
-@settings(max_examples=200, deadline=None)
-@given(tiled_and_box(), st.sampled_from([1, 1, 2, 4, 8]))
-def test_a_crop_holds_the_pixels_of_the_full_decode(case, scale):
-    data, tile_width, (left, top, width, height) = case
-    tiled = tile_jpeg(data, tile_width)
-    jpeg, x, y = crop_jpeg(tiled.data, tiled.index, (left, top, width, height), scale=scale)
-    full, crop = decode(data, scale), decode(jpeg, scale)
+def assert_crop_is_exact(tiled, full, box, scale):
+    """full: all of the image, decoded at that scale."""
+    jpeg, x, y = crop_jpeg(tiled.data, tiled.index, box, scale=scale)
+    crop = decode(jpeg, scale)
+    left, top, width, height = box
     rows = slice(top // scale, -(-(top + height) // scale))
     columns = slice(left // scale, -(-(left + width) // scale))
     right, down = (left - x) // scale, (top - y) // scale
     part = crop[rows.start - down : rows.stop - down, columns.start - right : columns.stop - right]
-    assert np.array_equal(part, full[rows, columns])
+    assert np.array_equal(part, full[rows, columns]), (box, scale)
+
+
+@pytest.mark.parametrize("factors", FACTORS, ids=str)
+def test_a_crop_of_one_pixel_is_exact_at_every_border_of_a_tile(factors):
+    jpeg = make_odd_jpeg(67, 35, factors)  # the last MCU is a few px wide and high
+    tiled = tile_jpeg(jpeg, 8)
+    boxes = [(x, 17, 1, 1) for x in range(67)] + [(33, y, 1, 1) for y in range(35)] + [(66, 34, 1, 1)]
+    for scale in (1, 2, 4, 8):
+        full = decode(jpeg, scale)
+        for box in boxes:
+            assert_crop_is_exact(tiled, full, box, scale)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_crop_holds_the_pixels_of_the_full_decode(data):
+    width, height = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 90))
+    jpeg = make_jpeg(
+        width,
+        height,
+        data.draw(st.integers(0, 3)),
+        quality=data.draw(st.sampled_from([30, 75, 96])),
+        subsampling=data.draw(st.sampled_from([0, 1, 2])),
+    )
+    scale = data.draw(st.sampled_from(SCALES))
+    tiled = tile_jpeg(jpeg, data.draw(st.sampled_from([8, 16, 32, 64, 1000])))
+    assert_crop_is_exact(tiled, decode(jpeg, scale), data.draw(boxes(width, height)), scale)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_crop_is_exact_for_every_sampling(data):
+    factors = data.draw(st.sampled_from(FACTORS))
+    width, height = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 50))
+    jpeg = make_odd_jpeg(width, height, factors, data.draw(st.integers(0, 9)))
+    scale = data.draw(st.sampled_from(SCALES))
+    tiled = tile_jpeg(jpeg, data.draw(st.sampled_from([8, 16, 32, 64])))
+    assert_crop_is_exact(tiled, decode(jpeg, scale), data.draw(boxes(width, height)), scale)
 
 
 def test_every_decoder_takes_the_crop():
