@@ -163,8 +163,8 @@ class Config:
 
     @property
     def eval_resize(self) -> int:
-        """The shorter side before the validation crop, px."""
-        return self.val_resize or round(self.val_size / self.crop_ratio)
+        """The shorter side before the validation crop, px; rounded down, as timm does."""
+        return self.val_resize or int(self.val_size / self.crop_ratio)
 
 
 def _impossible(c: Config) -> dict[str, bool]:
