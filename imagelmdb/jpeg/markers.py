@@ -71,25 +71,27 @@ class Header:
 
 def read_size(data: bytes | memoryview) -> tuple[int, int]:
     """(width, height) of any JPEG with one frame, in about 2 us: it stops at the frame header."""
-    if bytes(data[:2]) != b"\xff\xd8":
-        raise JPEGError("no JPEG: it does not start with FF D8")
-    at, size = 2, len(data)
-    while at + 9 <= size:
-        if data[at] != 0xFF:
-            raise JPEGError(f"no marker where one is due, at byte {at}")
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif marker in _FRAMES:
-            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-            if not width or not height:
-                raise JPEGError(f"a frame of {width} x {height} px")
-            return width, height
-        elif marker in (SOS, EOI):
-            break
-        else:
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-    raise JPEGError("no frame header")
+    at = _find_frame(data)
+    height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+    if not width or not height:
+        raise JPEGError(f"a frame of {width} x {height} px")
+    return width, height
+
+
+def check_whole(data: bytes) -> tuple[int, int]:
+    """(width, height) of a JPEG that every decoder takes and whose end is there; its entropy-coded data is
+    not looked at, which takes 3 us instead of the 80 of `parse`."""
+    size, at = read_size(data), _find_frame(data)
+    marker, bits, components = data[at + 1], data[at + 4], data[at + 9]
+    if marker in _REFUSED:
+        raise JPEGError(_REFUSED[marker])
+    if bits != 8:
+        raise JPEGError(f"{bits} bits a sample")
+    if components not in (1, 3):
+        raise JPEGError(f"{components} components")
+    if data.rfind(b"\xff\xd9") < at:
+        raise JPEGError("truncated: no EOI")
+    return size
 
 
 def parse(data: bytes) -> Header:
@@ -128,6 +130,26 @@ def parse(data: bytes) -> Header:
     if not header.scans:
         raise JPEGError("no scan")
     return header
+
+
+def _find_frame(data: bytes | memoryview) -> int:
+    """Where the marker of the frame header is."""
+    if bytes(data[:2]) != b"\xff\xd8":
+        raise JPEGError("no JPEG: it does not start with FF D8")
+    at, size = 2, len(data)
+    while at + 9 < size:
+        if data[at] != 0xFF:
+            raise JPEGError(f"no marker where one is due, at byte {at}")
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif marker in _FRAMES:
+            return at
+        elif marker in (SOS, EOI):
+            break
+        else:
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+    raise JPEGError("no frame header")
 
 
 def _next_marker(data: bytes, at: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image
 
 from imagelmdb.errors import UserError
-from imagelmdb.jpeg.markers import JPEGError, parse
+from imagelmdb.jpeg.markers import JPEGError, check_whole
 from imagelmdb.jpeg.tile import tile_jpeg
 
 # What cannot be kept losslessly (CMYK, PNG, arithmetic coding) becomes a JPEG without chroma subsampling.
@@ -83,8 +83,7 @@ def _keep(data: bytes, how: Encoding) -> Encoded:
         if how.tile:
             tiled = tile_jpeg(data)
             return Encoded(tiled.data, tiled.index, tiled.width, tiled.height, "")
-        header = parse(data)
-        return Encoded(data, b"", header.width, header.height, "")
+        return Encoded(data, b"", *check_whole(data), "")
     except JPEGError as error:
         reason = str(error)
     pixels = decode_image(data)  # raises where it is not just unusual but broken
