@@ -1,6 +1,7 @@
 """Databases of older tools open as stores, each record as its tool wrote it; damaged ones are StoreErrors."""
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -15,9 +16,13 @@ import lmdb
 import msgpack
 import numpy as np
 import pytest
+from PIL import Image
 
+from imagelmdb.store.convert import convert
+from imagelmdb.store.encode import Encoding
 from imagelmdb.store.format import StoreError
 from imagelmdb.store.reader import LMDBStore
+from imagelmdb.store.sources import open_source
 
 DATA = Path(__file__).parent / "data" / "legacy"
 EXPECTED = json.loads((DATA / "expected.json").read_text())
@@ -203,6 +208,9 @@ def test_a_lost_record_is_named_and_the_others_are_read(copy_of, name):
     ):
         store[11]
     assert store[12].label == EXPECTED[name]["labels"][12]
+    if not name.startswith("torchlmdb"):  # which lists its labels
+        with pytest.raises(StoreError, match=r"1 of 24 records are lost, the first: .* is missing"):
+            store.labels  # noqa: B018
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -329,3 +337,41 @@ def test_a_file_that_may_not_be_read_is_refused(copy_of):
     path.chmod(0)
     with pytest.raises(StoreError, match="Permission denied"):
         len(LMDBStore(path))
+
+
+def run_folder2lmdb(*arguments):
+    command = [sys.executable, str(Path(__file__).parent.parent / "folder2lmdb.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_conversion_upgrades_it_with_the_same_labels_order_and_pixels(databases, tmp_path, name):
+    old = LMDBStore(databases / EXPECTED[name]["path"])
+    convert(open_source(old.path), tmp_path / "new.lmdb", how=Encoding(old.encoding), workers=0)
+    new = LMDBStore(tmp_path / "new.lmdb")
+    assert new.encoding == old.encoding
+    assert new.classes == old.classes
+    assert new.labels.tolist() == EXPECTED[name]["labels"]
+    assert [new.name(i) for i in range(len(new))] == [old.name(i) for i in range(len(old))]
+    for index in range(len(old)):
+        assert np.array_equal(pixels_of(new[index].image), pixels_of(old[index].image))
+
+
+def pixels_of(image):
+    return (
+        image if isinstance(image, np.ndarray) else np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
+    )
+
+
+def test_an_upgrade_leaves_lost_records_out_where_asked_to(copy_of, tmp_path):
+    path = copy_of("tensorpack-msgpack")
+    change(path, {b"00000003": None, b"00000011": b"\x92"})
+    done = run_folder2lmdb("--dataset", path, "-o", tmp_path / "new.lmdb")
+    assert done.returncode == 3
+    reasons = (tmp_path / "new.errors.jsonl").read_text()
+    assert "00000003 is missing" in reasons
+    assert "00000011 holds" in reasons
+    done = run_folder2lmdb("--dataset", path, "-o", tmp_path / "new.lmdb", "--skip-bad")
+    assert done.returncode == 0, done.stderr
+    labels = EXPECTED["tensorpack-msgpack"]["labels"]
+    assert LMDBStore(tmp_path / "new.lmdb").labels.tolist() == labels[:3] + labels[4:11] + labels[12:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,13 @@ from .places import Places
 
 DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error)  # what a loader may raise
 MAX_CLASSES = 1 << 20  # a label beyond that is damage
+
+
+class _Listing(NamedTuple):
+    labels: np.ndarray  # -1 where the record is missing or broken
+    sizes: np.ndarray | None  # where the images are pixels
+    lost: int
+    first_error: str
 
 
 class LegacyStore:
@@ -57,23 +65,30 @@ class LegacyStore:
     @property
     def labels(self) -> np.ndarray:
         """int32[n]; most tools keep them in the records only, and then each is read once."""
-        return self._listing[0]
+        listing = self._listing
+        if listing.lost:
+            raise StoreError(
+                f"{listing.lost} of {len(self)} records are lost, the first: {listing.first_error}"
+            )
+        return listing.labels
 
     @property
     def sizes(self) -> np.ndarray | None:
         """int32[n, 2], (width, height), of stores with pixels."""
         if self._pixels is not None:
             return np.broadcast_to(np.array(self._pixels, np.int32), (len(self), 2))
-        return None if self.encoding == "jpeg" else self._listing[1]
+        return None if self.encoding == "jpeg" else self._listing.sizes
 
     @cached_property
     def classes(self) -> list[str]:
-        """No tool kept the names: the labels, as text."""
-        return [str(label) for label in range(int(self.labels.max(initial=-1)) + 1)]
+        """No tool kept the names: the labels of the records that are there, as text."""
+        return [str(label) for label in range(int(self._listing.labels.max(initial=-1)) + 1)]
 
     def name(self, index: int) -> str:
+        """By label and key; a record that is lost has a name as well."""
         suffix = "JPEG" if self.encoding == "jpeg" else "png"
-        return f"{self._read(index)[1]}/{self._places.key(index).replace('/', '_')}.{suffix}"
+        label = int(self._listing.labels[index])
+        return f"{label if label >= 0 else 'lost'}/{self._places.key(index).replace('/', '_')}.{suffix}"
 
     def key(self, index: int) -> str:
         return f"{self.file} key {self._places.key(index)}"
@@ -82,17 +97,21 @@ class LegacyStore:
         self.environment.prefetch(*self._places[index])
 
     @cached_property
-    def _listing(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Labels, and sizes where the images are pixels."""
+    def _listing(self) -> _Listing:
         if self._labels is not None:
-            return self._labels, None
+            return _Listing(self._labels, None, 0, "")
         labels = np.empty(len(self), np.int32)
-        sizes = np.empty((len(self), 2), np.int32) if self.encoding == "raw" else None
+        sizes = np.zeros((len(self), 2), np.int32) if self.encoding == "raw" else None
+        lost, first_error = 0, ""
         for index in range(len(self)):
-            image, labels[index], _ = self[index]
+            try:
+                image, labels[index], _ = self[index]
+            except StoreError as error:
+                labels[index], lost, first_error = -1, lost + 1, first_error or str(error)
+                continue
             if sizes is not None:
                 sizes[index] = image.shape[1::-1]
-        return labels, sizes
+        return _Listing(labels, sizes, lost, first_error)
 
     def _value(self, index: int) -> memoryview:
         offset, size = self._places[index]
