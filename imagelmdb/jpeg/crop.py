@@ -21,7 +21,7 @@ from imagelmdb.jpeg.markers import EOI, RST0, JPEGError
 
 INDEX_VERSION = 1
 _CRC = struct.Struct("<I")
-_HEAD = struct.Struct("<6B5H")
+_HEAD = struct.Struct("<6B5HI")
 _WIDE = 1  # flag: uint32 lengths
 _TILES_AT = _CRC.size + _HEAD.size
 _SIZE = struct.Struct(">HH")
@@ -39,6 +39,7 @@ class Grid(NamedTuple):
     height: int
     size_at: int  # where SOF keeps the height and the width
     header_length: int  # all up to the first entropy-coded byte
+    header_crc: int  # CRC-32 of that
 
 
 def make_index(grid: Grid, lengths: np.ndarray) -> bytes:
@@ -84,12 +85,11 @@ def crop_jpeg(
 
     ends = lengths.ravel().cumsum(dtype=np.int64)
     ends += grid.header_length
-    size = _SIZE.pack(grid.height, grid.width)
-    if ends[-1] != len(data) or data[grid.size_at : grid.size_at + 4] != size:
-        raise JPEGError("the tile index is that of another image")
+    head = bytearray(data[: grid.header_length])
+    if ends[-1] != len(data) or crc32(head) != grid.header_crc:
+        raise JPEGError("a damaged header, or the tile index of another image")
     ends = ends.reshape(lengths.shape)
     chosen = lengths[rows, first:end]
-    head = bytearray(data[: grid.header_length])
     _SIZE.pack_into(head, grid.size_at, y1 - y0, x1 - x0)
     starts = ends[rows, first] - chosen[:, 0]
     slices = [data[a:b] for a, b in zip(starts.tolist(), ends[rows, end - 1].tolist(), strict=True)]
@@ -116,7 +116,7 @@ def _reach(start: int, size: int, full: int, step: int, margin: int) -> tuple[in
 def _renumber(jpeg: bytearray, at: np.ndarray, old: np.ndarray) -> None:
     """RST0, RST1, ... and EOI in place of the old markers, which must be where the index says."""
     flat = np.frombuffer(jpeg, np.uint8)
-    if at[0] < 1 or not np.array_equal(flat[at], old) or flat[at - 1].min() != 0xFF:
+    if not np.array_equal(flat[at], old) or flat[at - 1].min() != 0xFF:
         raise JPEGError("a tile does not end in its marker")
     flat[at] = _markers(at.size)
 

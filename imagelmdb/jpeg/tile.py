@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -73,7 +74,8 @@ def tile_jpeg(data: bytes, tile_width: int = TILE_WIDTH) -> Tiled:
     head, size_at = _headers(header, tables, tile_mcus)
     body, lengths = _write(tokens, layout, tile_mcus, codes)
     size = header.width, header.height
-    grid = Grid(layout.mcu_width, layout.mcu_height, *_margins(header), tile_mcus, *size, size_at, len(head))
+    mcu = layout.mcu_width, layout.mcu_height
+    grid = Grid(*mcu, *_margins(header), tile_mcus, *size, size_at, len(head), crc32(head))
     return Tiled(head + body, make_index(grid, lengths), *size)
 
 

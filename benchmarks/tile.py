@@ -1,0 +1,95 @@
+"""What does lossless tiling cost, in time and in bytes? Against jpegtran, where it is installed.
+
+python benchmarks/tile.py [--images 200] [--rounds 7] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+
+from PIL import Image
+from table import print_table
+
+from imagelmdb.jpeg.crop import parse_index
+from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.sample import make_jpegs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    print_table("Lossless tiling", measure(options.images, options.rounds), options.json)
+
+
+def measure(images: int, rounds: int) -> list[dict]:
+    sets = {"sequential": list(make_jpegs(images, plain=True))}
+    sets["progressive"] = [make_progressive(data) for data in sets["sequential"]]
+    variants = {
+        (tool, name, threads): (run, jpegs)
+        for name, jpegs in sets.items()
+        for threads in (1, 2)
+        for tool, run in make_tools(jpegs).items()
+    }
+    seconds = {key: [] for key in variants}
+    for number in range(rounds + 1):
+        for key, (run, jpegs) in variants.items():  # interleaved: a slow moment of the machine hits all
+            with ThreadPoolExecutor(key[2]) as pool:
+                started = time.perf_counter()
+                list(pool.map(run, range(len(jpegs))))
+                if number:  # the first round compiles
+                    seconds[key].append((time.perf_counter() - started) / len(jpegs))
+    return [make_row(key, *variants[key], seconds) for key in variants]
+
+
+def make_tools(jpegs: list[bytes]) -> dict[str, Callable[[int], bytes]]:
+    """By name: a function of the image's number that returns the new JPEG."""
+    tools = {"tile_jpeg": lambda i: tile_jpeg(jpegs[i]).data}
+    if shutil.which("jpegtran"):
+        grids = [parse_index(tile_jpeg(data).index)[0] for data in jpegs]
+        commands = [
+            ["jpegtran", "-copy", "none", "-optimize", "-restart", f"{grid.tile_mcus}B"] for grid in grids
+        ]
+        tools["jpegtran"] = lambda i: (
+            subprocess.run(commands[i], input=jpegs[i], stdout=subprocess.PIPE, check=True).stdout
+        )
+    return tools
+
+
+def make_row(key: tuple, run: Callable[[int], bytes], jpegs: list[bytes], seconds: dict) -> dict:
+    tool, name, threads = key
+    size = sum(map(len, jpegs))
+    spent = median(seconds[key])
+    theirs = seconds.get(("jpegtran", name, threads))
+    return {
+        "tool": tool,
+        "input": name,
+        "threads": threads,
+        "kB an image": size / len(jpegs) / 1e3,
+        "ms an image": 1e3 * spent,
+        "ms of 130 kB": 1e3 * spent * 130e3 * len(jpegs) / size,
+        "MB/s": size / len(jpegs) / spent / 1e6,
+        "new / old size": sum(len(run(i)) for i in range(len(jpegs))) / size,
+        "times jpegtran": median(b / a for a, b in zip(seconds[key], theirs, strict=True))
+        if theirs
+        else None,
+    }
+
+
+def make_progressive(data: bytes) -> bytes:
+    out = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(out, "JPEG", quality="keep", progressive=True)
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    main()
