@@ -18,9 +18,11 @@ from PIL import Image
 
 from imagelmdb import sample
 from imagelmdb.errors import UserError
+from imagelmdb.store.format import Meta, checksum, pack_record
 from imagelmdb.store.sources import DatasetSource, open_source
 from imagelmdb.store.sources.devkit import read_devkit
 from imagelmdb.store.sources.tar import scan_tar
+from imagelmdb.store.writer import Row, ShardWriter
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +84,13 @@ def folder_rows(tree):
 def test_a_folder_lists_what_imagefolder_lists_in_its_order_also_through_links(tree, tmp_path):
     linked = tmp_path / "linked"
     linked.mkdir()
-    for entry in tree.iterdir():
-        (linked / entry.name).symlink_to(entry)
+    for folder in (entry for entry in tree.iterdir() if entry.is_dir()):
+        if (folder / "deep").exists():
+            (linked / folder.name).mkdir()
+            for entry in folder.iterdir():
+                (linked / folder.name / entry.name).symlink_to(entry)
+        else:
+            (linked / folder.name).symlink_to(folder)
     for root in (tree, linked):
         classes, rows = folder_rows(root)
         source = open_source(root)
@@ -102,6 +109,12 @@ def test_a_tar_of_class_folders_equals_the_folder_with_or_without_a_folder_on_to
             source = open_source(path)
             assert source.classes == classes
             assert read_all(source) == rows
+
+
+def test_a_tar_packed_in_any_order_equals_the_folder(tree, tmp_path):
+    classes, rows = folder_rows(tree)
+    backwards = make_tar(tmp_path / "a.tar", {name: data for name, _, data in reversed(rows)})
+    assert open_source(backwards).classes == classes and read_all(open_source(backwards)) == rows
 
 
 def test_the_train_tar_of_class_tars_equals_the_folder(tree, tmp_path):
@@ -375,6 +388,14 @@ def test_parquet_is_read_in_any_order_with_the_hub_s_class_names(tmp_path):
     assert len(open_source(tmp_path / "data" / "train-*.parquet")) == 10
 
 
+def test_parquet_is_read_in_any_order_within_a_large_row_group(tmp_path):
+    images = [b"%d" % i for i in range(100)]
+    pq.write_table(pa.table({"image": images, "label": [0] * 100}), tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+    for i in np.random.default_rng(0).permutation(100).tolist():
+        assert source.read(i).image == images[i]
+
+
 def test_parquet_with_plain_bytes_has_numbered_names_and_classes(tmp_path):
     source = open_source(make_table(tmp_path / "a.parquet", struct_images=False, labels=(0, 3)))
     assert source.classes == ["0", "1", "2", "3"] and source.name(1) == "3/00000001"
@@ -422,6 +443,34 @@ def test_any_dataset_of_images_and_labels_is_a_source():
     assert DatasetSource([(image, 0)], classes=["cat"]).read(0).label == 0
 
 
+@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+def test_another_store_is_a_source_of_its_bytes_or_pixels(tmp_path, encoding):
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (5 + i, 7, 3), np.uint8) for i in range(3)]
+    images = [p.tobytes() if encoding == "raw" else b"jpeg %d" % i for i, p in enumerate(pixels)]
+    rows = []
+    for i, image in enumerate(images):
+        check = checksum(image, i % 2, b"")
+        value = pack_record(image, i % 2, b"", check)
+        rows.append(Row(i, value, i % 2, 7, 5 + i, check, len(image), f"c{i % 2}/{i}.JPEG", ""))
+    (tmp_path / "shards").mkdir()
+    for path in (tmp_path / "one.lmdb", tmp_path / "shards" / "shard-00000.lmdb", tmp_path / "data.mdb"):
+        writer = ShardWriter(path, "conversion", "folder x")
+        writer.write(rows)
+        writer.finish(Meta(encoding, ["c0", "c1"]))
+        writer.close()
+    found = [open_source(tmp_path / name) for name in ("one.lmdb", "shards", "")]
+    for source in found:
+        assert source.classes == ["c0", "c1"] and source.fingerprint() == found[0].fingerprint()
+        assert [source.name(i) for i in range(len(source))] == ["c0/0.JPEG", "c1/1.JPEG", "c0/2.JPEG"]
+        samples = [pickle.loads(pickle.dumps(source)).read(i) for i in range(3)]
+        assert [s.label for s in samples] == [0, 1, 0]
+        if encoding == "raw":
+            assert all(np.array_equal(s.image, p) for s, p in zip(samples, pixels, strict=True))
+        else:
+            assert [s.image for s in samples] == images
+
+
 # all of them
 
 
@@ -459,7 +508,8 @@ def test_a_fingerprint_survives_moving_and_pickling_and_no_change_of_names(tree,
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(data)
     assert open_source(copy).fingerprint() == open_source(tree).fingerprint()
-    next(iter(copy.rglob("*.JPEG"))).rename(next(iter(copy.rglob("*.JPEG"))).with_name("other.JPEG"))
+    moved = next(iter(copy.rglob("*.JPEG")))
+    moved.rename(moved.with_name("x" + moved.name[1:]))
     assert open_source(copy).fingerprint() != open_source(tree).fingerprint()
 
 
@@ -523,9 +573,12 @@ def test_mistakes_are_one_line_that_names_the_way_out(tmp_path, tree):
     refuses(tree, "a root goes with a list file", root=tmp_path)
 
 
-def test_a_tar_of_links_asks_for_a_tar_of_files(tmp_path):
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_tar_of_links_asks_for_a_tar_of_files(tmp_path, hard):
     (tmp_path / "d" / "cat").mkdir(parents=True)
-    (tmp_path / "d" / "cat" / "1.jpg").symlink_to("/elsewhere.jpg")
+    (tmp_path / "d" / "cat" / "0.jpg").write_bytes(b"x")
+    link = tmp_path / "d" / "cat" / "1.jpg"
+    link.hardlink_to(tmp_path / "d" / "cat" / "0.jpg") if hard else link.symlink_to("0.jpg")
     with tarfile.open(tmp_path / "links.tar", "w") as archive:
         archive.add(tmp_path / "d", arcname=".")
     with pytest.raises(UserError, match="--dereference"):

@@ -5,6 +5,7 @@ The label is an integer or a class name. Paths are relative to `root`, by defaul
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -77,5 +78,5 @@ def index_labels(path: Path, fields: Texts, lines: np.ndarray) -> tuple[np.ndarr
 
 
 def _name(path: str, folder: str) -> str:
-    parts = [part for part in Path(path).parts if part not in ("..", Path(path).anchor)]
+    parts = [part for part in path.replace(os.sep, "/").split("/") if part not in ("", ".", "..")]
     return "/".join(parts if parts[0] == folder and len(parts) > 1 else [folder, *parts])
