@@ -20,8 +20,8 @@ from imagelmdb import sample
 from imagelmdb.errors import UserError
 from imagelmdb.store.format import Meta, checksum, pack_record
 from imagelmdb.store.sources import DatasetSource, open_source
+from imagelmdb.store.sources.archive import scan_tar
 from imagelmdb.store.sources.devkit import read_devkit
-from imagelmdb.store.sources.tar import scan_tar
 from imagelmdb.store.writer import Row, ShardWriter
 
 
@@ -322,6 +322,7 @@ def test_webdataset_shards_are_read_as_file_pattern_or_folder(tmp_path):
                 f"{shard}_note.json": b"{}",
             },
         )
+    (tmp_path / ".cache").mkdir()
     expected = []
     for shard in range(3):
         expected += [(f"2/{shard}_0.jpg", 2, b"a%d" % shard), (f"0/{shard}_1.jpeg", 0, b"b%d" % shard)]
@@ -396,15 +397,35 @@ def test_parquet_is_read_in_any_order_within_a_large_row_group(tmp_path):
         assert source.read(i).image == images[i]
 
 
+def test_a_damaged_parquet_page_is_an_error_of_its_rows_only(tmp_path):
+    path = tmp_path / "a.parquet"
+    images = [b"%d" % i for i in range(4)]
+    table = pa.table({"image": images, "label": [0] * 4})
+    pq.write_table(table, path, row_group_size=2, use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+    data[start : start + 10] = bytes(10)
+    path.write_bytes(data)
+    source = open_source(path)
+    for _ in range(2):
+        for i in (0, 1):
+            with pytest.raises((OSError, ValueError)):
+                source.read(i)
+        assert [source.read(i).image for i in (2, 3)] == images[2:]
+
+
 def test_parquet_with_plain_bytes_has_numbered_names_and_classes(tmp_path):
     source = open_source(make_table(tmp_path / "a.parquet", struct_images=False, labels=(0, 3)))
-    assert source.classes == ["0", "1", "2", "3"] and source.name(1) == "3/00000001"
+    assert source.classes == ["0", "1", "2", "3"] and source.name(1) == "3/00000001.JPEG"
     assert source.read(1) == (b"image 1 of a.parquet", 3)
 
 
 def test_parquet_without_labels_or_columns_or_pyarrow_says_so(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="row 1: no label"):
         open_source(make_table(tmp_path / "test.parquet", labels=(0, -1)))
+    pq.write_table(pa.table({"image": [b""], "label": pa.array([None], pa.uint8())}), tmp_path / "n.parquet")
+    with pytest.raises(UserError, match="row 0: no label"):
+        open_source(tmp_path / "n.parquet")
     pq.write_table(pa.table({"img": [b""], "label": [0]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match="columns img, label, and needs image and label"):
         open_source(tmp_path / "b.parquet")
@@ -569,6 +590,10 @@ def test_mistakes_are_one_line_that_names_the_way_out(tmp_path, tree):
     refuses(tmp_path / "a.tar.gz", "compressed", "gunzip")
     (tmp_path / "one.jpg").write_bytes(b"\xff\xd8\0")
     refuses(tmp_path / "one.jpg", "nothing to convert")
+    (tmp_path / "official").mkdir()
+    make_tar(tmp_path / "official" / "ILSVRC2012_img_train.tar", {"n01.tar": b""})
+    make_tar(tmp_path / "official" / "ILSVRC2012_img_val.tar", {"ILSVRC2012_val_00000001.JPEG": b""})
+    refuses(tmp_path / "official", "pass one of them", "ILSVRC2012_img_train.tar")
     refuses(tmp_path / "x-*.tar", "no file matches")
     refuses(tree, "a root goes with a list file", root=tmp_path)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from imagelmdb.errors import UserError
 
 from ..reader import SHARD_PATTERN
+from .archive import scan_tar
 from .dataset import DatasetSource
 from .devkit import VAL_NAME
 from .folder import FolderSource
@@ -20,7 +21,7 @@ from .listing import ListSource
 from .parquet import ParquetSource
 from .source import Sample, Source
 from .store import StoreSource
-from .tar import ClassTarsSource, FolderTarSource, ValTarSource, scan_tar
+from .tar import ClassTarsSource, FolderTarSource, ValTarSource
 from .webdataset import WebDatasetSource
 
 __all__ = [
@@ -110,8 +111,13 @@ def _open_folder(path: str | Path, folder: Path, devkit: str | Path | None) -> S
             check_one_set(path, tables)
             return ParquetSource(f"parquet {path}", tables)
     shards = sorted(folder.glob("*.tar"))
-    if shards and not any(entry.is_dir() for entry in folder.iterdir()):
-        if _tell_tar(shards[0]) == "webdataset":
+    # Downloads from the Hub leave a folder .cache behind.
+    folders = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    if shards and not folders:
+        kinds = {_tell_tar(shards[0]), _tell_tar(shards[-1])}
+        if kinds & {"class tars", "val"}:
+            raise UserError(f"{path} holds several sets: pass one of them, as {shards[0]}")
+        if "webdataset" in kinds:
             check_one_set(path, shards)
             return WebDatasetSource(f"webdataset {path}", shards)
         return ClassTarsSource(folder)

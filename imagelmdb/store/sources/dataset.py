@@ -39,7 +39,7 @@ class DatasetSource:
         return len(self.dataset)
 
     def name(self, index: int) -> str:
-        return f"{index:08d}"  # its class is known only with its image
+        return f"{index:08d}.JPEG"  # its class is known only with its image
 
     def read(self, index: int) -> Sample:
         with _one_at_a_time:

@@ -6,6 +6,7 @@ The label is an integer or a class name. Paths are relative to `root`, by defaul
 from __future__ import annotations
 
 import os
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,9 @@ class ListSource(ListedSource):
         return (self.root / self.paths[index]).read_bytes()
 
 
-def read_lines(path: Path) -> tuple[Texts, Texts, np.ndarray]:
+def read_lines(path: Path) -> tuple[Texts, Texts, array]:
     """(paths, labels as written, line numbers)"""
-    paths, fields, lines = Texts(), Texts(), []
+    paths, fields, lines = Texts(), Texts(), array("q")
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             line = line.strip()
@@ -57,10 +58,10 @@ def read_lines(path: Path) -> tuple[Texts, Texts, np.ndarray]:
             paths.append(parts[0])
             fields.append(parts[1])
             lines.append(number)
-    return paths, fields, np.array(lines, np.int64)
+    return paths, fields, lines
 
 
-def index_labels(path: Path, fields: Texts, lines: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def index_labels(path: Path, fields: Texts, lines: array) -> tuple[np.ndarray, list[str]]:
     """(labels, classes): integers as they are, names by their rank. The first line says which."""
     count = len(fields)
     if not count or not fields[0].isdecimal():

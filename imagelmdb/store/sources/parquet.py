@@ -49,9 +49,9 @@ class ParquetSource(ListedSource):
         if row and labels.max() >= len(classes):
             raise UserError(f"{description} names {len(classes)} classes and has the label {labels.max()}")
         folders = [as_folder_name(name) for name in classes]
-        names = Texts(f"{folders[labels[i]]}/{files[i] or f'{i:08d}'}" for i in range(row))
+        names = Texts(f"{folders[labels[i]]}/{files[i] or f'{i:08d}.JPEG'}" for i in range(row))
         if not are_unique(names):
-            names = Texts(f"{folders[labels[i]]}/{i:08d}_{files[i]}" for i in range(row))
+            names = Texts(f"{folders[labels[i]]}/{i:08d}_{files[i] or '.JPEG'}" for i in range(row))
         super().__init__(description, classes, labels, names)
 
     def __getstate__(self) -> dict:
@@ -65,10 +65,14 @@ class ParquetSource(ListedSource):
         found = int(np.searchsorted(self.groups[:, 0], index, side="right")) - 1
         first, part, group = self.groups[found].tolist()
         place = (os.getpid(), found)
-        cursor = getattr(self._local, "cursor", None)
+        cursor = self._local.__dict__.pop("cursor", None)
         if cursor is None or cursor.place != place or cursor.first > index - first:
-            cursor = self._local.cursor = _Cursor(place, self.paths[part], group, self.column)
-        return cursor.read(index - first)
+            cursor = _Cursor(place, self.paths[part], group, self.column)
+        image = cursor.read(index - first)
+        self._local.cursor = cursor  # not one that has failed
+        if image is None:
+            raise ValueError("the row holds no image bytes")
+        return image
 
     def facts(self) -> tuple:
         return (self.groups,)
@@ -84,15 +88,12 @@ class _Cursor:
         )
         self.first, self._images = 0, []
 
-    def read(self, row: int) -> bytes:
+    def read(self, row: int) -> bytes | None:
         while row >= self.first + len(self._images):
             self.first += len(self._images)
             images = next(self._batches).column(0)
             self._images = images.field("bytes") if hasattr(images, "field") else images
-        image = self._images[row - self.first].as_py()
-        if image is None:
-            raise ValueError("the row holds no image bytes")
-        return image
+        return self._images[row - self.first].as_py()
 
 
 def open_parquet(path: Path):
@@ -119,7 +120,9 @@ def find_columns(path: Path, schema) -> tuple[str, str | None]:
     if types.is_struct(image):
         fields = {image.field(i).name: image.field(i).type for i in range(image.num_fields)}
         if "bytes" in fields:
-            has_text = "path" in fields and types.is_string(fields["path"])
+            has_text = "path" in fields and (
+                types.is_string(fields["path"]) or types.is_large_string(fields["path"])
+            )
             return "image.bytes", "image.path" if has_text else None
     elif types.is_binary(image) or types.is_large_binary(image):
         return "image", None
@@ -128,7 +131,7 @@ def find_columns(path: Path, schema) -> tuple[str, str | None]:
 
 def read_labels(path: Path, file) -> np.ndarray:
     column = file.read(columns=["label"], use_threads=False).column("label")
-    labels = column.fill_null(-1).to_numpy()
+    labels = column.cast("int64").fill_null(-1).to_numpy()
     if (labels < 0).any():
         raise UserError(
             f"{path}, row {int((labels < 0).argmax())}: no label, as in a test split; pass another split"

@@ -3,90 +3,21 @@
 ClassTarsSource("ILSVRC2012_img_train.tar")    a tar of class tars, or a folder of them
 ValTarSource("ILSVRC2012_img_val.tar", devkit="ILSVRC2012_devkit_t12.tar.gz")
 FolderTarSource("pets.tar")                    what `tar cf pets.tar -C pets .` makes of a class-folder tree
-
-The scan takes 30 us a member (34 s for ImageNet's train tar, once its headers are in memory).
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import tarfile
-import threading
 from array import array
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from imagelmdb.errors import UserError
 
+from .archive import Files, is_image, scan_tar
 from .devkit import read_devkit
 from .folder import check_no_empty
-from .source import IMAGE_SUFFIXES, ListedSource, Texts, order_as_folder
-
-OPEN_FILES = 64  # at once in a process; a set of 1000 shards would pass the usual limit
-
-
-class Member(NamedTuple):
-    name: str
-    offset: int
-    size: int
-    is_folder: bool = False
-
-
-class Files:
-    """Bytes at any offset of some files, for any thread and process; pickled as their paths."""
-
-    def __init__(self, paths: Sequence[str | Path]):
-        self.paths = [Path(path).expanduser().absolute() for path in paths]
-        self.__setstate__(self.__getstate__())
-
-    def __getstate__(self) -> dict:
-        return {"paths": self.paths}
-
-    def __setstate__(self, state: dict) -> None:
-        self.paths = state["paths"]
-        self._open = functools.lru_cache(OPEN_FILES)(_OpenFile)
-
-    def read(self, part: int, offset: int, size: int) -> bytes:
-        data = self._open(self.paths[part]).read(offset, size)
-        if len(data) < size:
-            raise OSError(
-                f"{self.paths[part]} ends at byte {offset + len(data)}, {size - len(data)} too early"
-            )
-        return data
-
-
-class _OpenFile:
-    def __init__(self, path: Path):
-        self._file = path.open("rb", buffering=0)
-        self._lock = None if hasattr(os, "pread") else threading.Lock()
-
-    def read(self, offset: int, size: int) -> bytes:
-        if self._lock is None:
-            return self._read_all(lambda at, left: os.pread(self._file.fileno(), left, at), offset, size)
-        with self._lock:  # Windows knows no pread
-            return self._read_all(self._seek_and_read, offset, size)
-
-    def _seek_and_read(self, offset: int, size: int) -> bytes:
-        self._file.seek(offset)
-        return self._file.read(size)
-
-    @staticmethod
-    def _read_all(read, offset: int, size: int) -> bytes:
-        data = read(offset, size)
-        while 0 < len(data) < size:  # one system call returns at most 2 GiB, and less after a signal
-            more = read(offset + len(data), size - len(data))
-            if not more:
-                break
-            data += more
-        return data
-
-    def __del__(self):
-        if hasattr(self, "_file"):
-            self._file.close()
+from .source import ListedSource, Texts, order_as_folder
 
 
 class Rows:
@@ -224,53 +155,6 @@ class ValTarSource(TarSource):
             names=names,
             order=order_as_folder(names, labels),
         )
-
-
-def scan_tar(path: str | Path, start: int = 0, size: int | None = None) -> Iterator[Member]:
-    """The files and folders of a tar, or of one that lies at `start` within it."""
-    try:
-        with Path(path).expanduser().open("rb", buffering=0) as file:
-            section = _Section(file, start, os.fstat(file.fileno()).st_size - start if size is None else size)
-            archive = tarfile.open(fileobj=section, mode="r:")  # noqa: SIM115  holds nothing to close
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # 1.28 M of them would take a gigabyte
-                name = member.name.removeprefix("./").strip("/") if member.name != "." else ""
-                if member.issparse() or member.islnk() or member.issym():
-                    raise UserError(
-                        f"{path}: {name} is stored as a link or with holes: make the tar anew with "
-                        "`tar --dereference --hard-dereference`"
-                    )
-                if member.isfile() or member.isdir():
-                    yield Member(name, start + member.offset_data, member.size, member.isdir())
-    except tarfile.ReadError as error:
-        if "empty" in str(error) and start == 0:
-            raise UserError(f"{path} is empty") from error
-        raise UserError(
-            f"{path} is damaged, cut off or no tar ({error}): copy or download it again"
-        ) from error
-
-
-def is_image(member: Member) -> bool:
-    return not member.is_folder and member.name.lower().endswith(IMAGE_SUFFIXES)
-
-
-class _Section:
-    """A part of a file, as a file for tarfile."""
-
-    def __init__(self, file, start: int, size: int):
-        self._file, self._start, self._size, self._at = file, start, size, 0
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, at: int) -> None:
-        self._at = at
-
-    def read(self, size: int) -> bytes:
-        self._file.seek(self._start + self._at)
-        data = self._file.read(max(0, min(size, self._size - self._at)))
-        self._at += len(data)
-        return data
 
 
 def _find_top(names: Texts) -> str:

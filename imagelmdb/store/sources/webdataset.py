@@ -13,8 +13,9 @@ import numpy as np
 
 from imagelmdb.errors import UserError
 
+from .archive import Files, Member, scan_tar
 from .source import Texts, are_unique, as_folder_name, read_class_names
-from .tar import Files, Member, Rows, TarSource, scan_tar
+from .tar import Rows, TarSource
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABELS = ("cls", "json")
