@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..format import Record, StoreError
+from ..format import StoreError
 from ..reader import LMDBStore
 from .source import Sample, Texts, digest
 
@@ -26,7 +26,7 @@ class StoreSource:
 
     def read(self, index: int) -> Sample:
         try:
-            record: Record = self.store[index]
+            record = self.store[index]
         except StoreError as error:  # older tools lost records: one bad item among others
             raise ValueError(str(error)) from error
         if self.store.encoding == "raw":
