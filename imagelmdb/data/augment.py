@@ -105,6 +105,10 @@ class BatchAugment:
     def normalize(self, images: Tensor) -> Tensor:
         return images.to(torch.float32).sub_(self.mean).div_(self.std)
 
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Back to uint8, for people to look at."""
+        return (images * self.std + self.mean).round_().clamp_(0, 255).to(torch.uint8)
+
 
 def erase(images: Tensor, *, probability: float) -> Tensor:
     """In place, another box in each image: torchvision's RandomErasing takes one box for a whole batch."""

@@ -1,0 +1,98 @@
+"""Line charts as inline SVG, coloured by the page's CSS variables so that they follow light and dark.
+
+svg = draw_lines([Line("train", [(1, 2.3), (2, 1.9)], "a")], x_label="epoch", y_format="{:.2f}")
+"""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 560, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 86, 14, 34  # margins: tick labels, the lines' own labels
+LABEL_GAP = 15  # px between the baselines of two lines' labels
+
+Point = tuple[float, float]
+
+
+class Line(NamedTuple):
+    label: str
+    points: Sequence[Point]
+    colour: str  # the CSS variable's name
+    faint: bool = False  # thin and without label: the detail behind another line
+    dots: bool = False  # with the value of each point as a tooltip
+
+
+def draw_lines(lines: Sequence[Line], *, x_label: str, y_format: str, from_zero: bool = False) -> str:
+    """An <svg> with axes, x from 0, each line labelled at its end; without points it says so."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return '<p class="none">Nothing yet.</p>'
+    xs = [0.0] + [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points] + ([0.0] if from_zero else [])
+    x_ticks, y_ticks = nice_ticks(min(xs), max(xs), most=7), nice_ticks(min(ys), max(ys), most=5)
+    x_low, x_high = x_ticks[0], max(xs)
+    y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
+
+    def place(point: Point) -> Point:
+        x = LEFT + (point[0] - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        y = HEIGHT - BOTTOM - (point[1] - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        return x, y
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">']
+    for tick in y_ticks:
+        y = place((x_low, tick))[1]
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{y_format.format(tick)}</text>')
+    for tick in x_ticks:
+        if x_low <= tick <= x_high:
+            x = place((tick, y_low))[0]
+            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT + 10}" y="{HEIGHT - 14}">{escape(x_label)}</text>')
+    for line in lines:
+        parts += _draw_line(line, [place(point) for point in line.points], y_format)
+    parts += _draw_labels([(line, place(line.points[-1])) for line in lines if not line.faint])
+    return "".join([*parts, "</svg>"])
+
+
+def nice_ticks(low: float, high: float, *, most: int) -> list[float]:
+    """Round numbers that enclose the range, at most `most` intervals of 1, 2 or 5 times a power of ten."""
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (factor * step) <= most)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def thin_out(points: Sequence[Point], *, most: int) -> list[Point]:
+    """At most so many points, each the mean of its neighbours."""
+    size = math.ceil(len(points) / most) or 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def _draw_line(line: Line, places: Sequence[Point], y_format: str) -> list[str]:
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    kind = "faint" if line.faint else "line"
+    parts = [f'<path class="{kind}" style="stroke:var(--{line.colour})" d="{path}"/>']
+    if line.dots:
+        for (x, y), (value_x, value_y) in zip(places, line.points, strict=True):
+            title = escape(f"{line.label} {y_format.format(value_y)} at {value_x:g}")
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" style="fill:var(--{line.colour})"/>'
+                f'<circle class="target" cx="{x:.1f}" cy="{y:.1f}" r="9"><title>{title}</title></circle>'
+            )
+    return parts
+
+
+def _draw_labels(ends: Sequence[tuple[Line, Point]]) -> list[str]:
+    """Beside each line's end, moved down where they would overlap."""
+    parts, taken = [], -math.inf
+    for line, (x, y) in sorted(ends, key=lambda end: end[1][1]):
+        taken = max(y + 4, taken + LABEL_GAP)
+        parts.append(
+            f'<text class="name" x="{x + 8:.1f}" y="{taken:.1f}" style="fill:var(--{line.colour})">'
+            f"{escape(line.label)}</text>"
+        )
+    return parts

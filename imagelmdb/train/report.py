@@ -1,0 +1,177 @@
+"""report.html: one file that shows a run, made from the run's folder alone; it needs no network.
+
+save_grid(folder, images)                          # uint8 NCHW: what the model was trained on
+log.write("confused", step=step, pairs=find_confused(confusion, classes))
+write_report(folder)                               # after each epoch
+"""
+
+import base64
+import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from imagelmdb.train.chart import Line, draw_lines, thin_out
+from imagelmdb.train.log import read_log
+from imagelmdb.train.page import PAGE, STYLE
+
+GRID_IMAGES, GRID_COLUMNS, GRID_PX, GRID_QUALITY = 24, 8, 112, 90
+CONFUSED_PAIRS = 8
+CHART_POINTS = 300  # of the lines drawn from single readings
+MOST_DOTS = 100  # epochs; more are drawn as a bare line
+
+
+def find_confused(confusion: Tensor, classes: list[str]) -> list[dict[str, Any]]:
+    """The mistakes made of the largest share of a class's images; confusion counts [label, prediction]."""
+    counts = confusion.cpu().clone().fill_diagonal_(0)
+    totals = confusion.cpu().sum(1, keepdim=True).clamp(min=1)
+    order = (counts / totals).flatten().argsort(descending=True, stable=True)[:CONFUSED_PAIRS]
+    pairs = []
+    for label, prediction in (divmod(cell, len(classes)) for cell in order.tolist()):
+        if count := int(counts[label, prediction]):
+            row = {"label": classes[label], "prediction": classes[prediction]}
+            pairs.append(row | {"count": count, "images": int(totals[label])})
+    return pairs
+
+
+def save_grid(folder: Path, images: Tensor) -> None:
+    """augmented.jpg: the first images of a batch, uint8 NCHW, as the model sees them."""
+    images = images[:GRID_IMAGES].cpu().float()
+    images = torch.nn.functional.interpolate(images, size=(GRID_PX, GRID_PX), mode="bilinear", antialias=True)
+    grid = make_grid(images.round().clamp(0, 255).byte(), nrow=GRID_COLUMNS, padding=4, pad_value=128)
+    grid = grid[:, 4:-4, 4:-4]
+    to_pil_image(grid).save(folder / "augmented.jpg", quality=GRID_QUALITY)
+
+
+def write_report(folder: Path) -> Path:
+    """Writes report.html beside the log, from what lies there."""
+    events = read_log(folder)
+    saved = folder / "config.yaml"
+    config = (yaml.safe_load(saved.read_text()) if saved.exists() else None) or {}
+    page = PAGE.format(
+        title=escape(folder.absolute().name),
+        style=STYLE,
+        head=_head(events, config),
+        charts=_charts(events),
+        grid=_grid(folder / "augmented.jpg"),
+        epochs=_epoch_table(events),
+        config=escape(saved.read_text()) if saved.exists() else "",
+    )
+    partial = folder / "report.html.partial"
+    partial.write_text(page, encoding="utf-8")
+    return partial.replace(folder / "report.html")
+
+
+def _of(events: list[dict], kind: str) -> list[dict]:
+    return [event for event in events if event["event"] == kind]
+
+
+def _head(events: list[dict], config: dict) -> str:
+    epochs = _of(events, "epoch")
+    if not epochs:
+        return "<p>No epoch has ended yet.</p>"
+    last = epochs[-1]
+    best = max(epochs, key=lambda e: e.get("val_top1") or 0.0)
+    tiles = [
+        ("best top-1", f"{best.get('val_top1') or 0:.2f} %", f"after {best['epoch'] + 1} epochs"),
+        ("last top-1", f"{last.get('val_top1') or 0:.2f} %", f"top-5 {last.get('val_top5') or 0:.2f} %"),
+        ("speed", f"{last.get('images_per_sec') or 0:,.0f}", "images/s in training"),
+        ("data wait", f"{last.get('data_wait') or 0:.0%}", "of the training time"),
+        ("progress", f"{last['epoch'] + 1} of {config.get('epochs', '?')}", "epochs"),
+        ("time", str(datetime.timedelta(seconds=int(last["seconds"]))), "h:mm:ss of the run"),
+    ]
+    html = "".join(f"<div><span>{a}</span><b>{b}</b><span>{c}</span></div>" for a, b, c in tiles)
+    what = ["arch", "batch_size", "optimizer", "lr", "schedule", "amp"]
+    facts = " · ".join(f"{key.replace('_', ' ')} {config[key]}" for key in what if key in config)
+    kind = "warn" if last.get("verdict", "").startswith("data-bound") else "calm"
+    verdict = f'<p class="{kind}">{escape(last["verdict"])}</p>' if last.get("verdict") else ""
+    return f'<p class="facts">{escape(facts)}</p><div class="tiles">{html}</div>{verdict}'
+
+
+def _charts(events: list[dict]) -> str:
+    epochs = _of(events, "epoch")
+    per_epoch = epochs[0]["step"] / (epochs[0]["epoch"] + 1) if epochs else 1.0
+
+    def by_epoch(label: str, key: str, colour: str, scale: float = 1.0) -> Line:
+        points = [(e["epoch"] + 1, scale * e[key]) for e in epochs if e.get(key) is not None]
+        return Line(label, points, colour, dots=len(points) <= MOST_DOTS)
+
+    def by_step(label: str, key: str, colour: str, scale: float = 1.0) -> Line:
+        steps = _of(events, "step")
+        points = [(e["step"] / per_epoch, scale * e[key]) for e in steps if e.get(key) is not None]
+        return Line(label, thin_out(points, most=CHART_POINTS), colour, faint=not label)
+
+    loss = [by_step("", "train_loss", "a"), by_epoch("train", "train_loss", "a")]
+    loss += [by_epoch("validation", "val_loss", "b")]
+    accuracy = [by_epoch("top-1", "val_top1", "b"), by_epoch("top-5", "val_top5", "c")]
+    speed = [by_step("", "images_per_sec", "a"), by_epoch("epoch", "images_per_sec", "a")]
+    wait = [by_step("", "data_wait", "d", 100), by_epoch("epoch", "data_wait", "d", 100)]
+    rate = [by_step("lr", "lr", "a")]
+    charts = [
+        ("Loss", draw_lines(loss, x_label="epochs", y_format="{:g}")),
+        (
+            "Accuracy on the validation set, %",
+            draw_lines(accuracy, x_label="epochs", y_format="{:g}", from_zero=True),
+        ),
+        ("Images per second", draw_lines(speed, x_label="epochs", y_format="{:,.0f}", from_zero=True)),
+        (
+            "Time spent waiting for data, %",
+            draw_lines(wait, x_label="epochs", y_format="{:g}", from_zero=True),
+        ),
+        ("Learning rate", draw_lines(rate, x_label="epochs", y_format="{:g}", from_zero=True)),
+        ("Worst-confused classes", _confused(events)),
+    ]
+    return "".join(f"<figure><figcaption>{name}</figcaption>{svg}</figure>" for name, svg in charts)
+
+
+def _grid(path: Path) -> str:
+    if not path.exists():
+        return '<p class="none">Nothing yet.</p>'
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="augmented training images" src="data:image/jpeg;base64,{data}">'
+
+
+def _confused(events: list[dict]) -> str:
+    found = _of(events, "confused")
+    if not found or not found[-1]["pairs"]:
+        return '<p class="none">Nothing yet.</p>'
+    most = max(pair["count"] / pair["images"] for pair in found[-1]["pairs"])
+    rows = []
+    for pair in found[-1]["pairs"]:
+        share = pair["count"] / pair["images"]
+        rows.append(
+            f"<tr><td>{escape(pair['label'])}</td><td>{escape(pair['prediction'])}</td>"
+            f'<td class="bar"><i style="width:{100 * share / most:.0f}%"></i></td>'
+            f"<td class='n'>{share:.0%}</td><td class='n'>{pair['count']} of {pair['images']}</td></tr>"
+        )
+    head = "<tr><th>is</th><th>taken for</th><th colspan=3>share of its images</th></tr>"
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _epoch_table(events: list[dict]) -> str:
+    columns = {
+        "epoch": "{:d}",
+        "step": "{:,d}",
+        "train_loss": "{:.4f}",
+        "val_loss": "{:.4f}",
+        "val_top1": "{:.2f}",
+        "val_top5": "{:.2f}",
+        "val_images": "{:,d}",
+        "images_per_sec": "{:,.0f}",
+        "data_wait": "{:.1%}",
+        "lr": "{:.5g}",
+    }
+    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in columns)
+    rows = []
+    for event in _of(events, "epoch"):
+        cells = (
+            form.format(event[key]) if event.get(key) is not None else "" for key, form in columns.items()
+        )
+        rows.append("<tr>" + "".join(f"<td class='n'>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
