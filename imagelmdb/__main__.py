@@ -1,4 +1,4 @@
-"""python -m imagelmdb info | verify | view | export: look at a store, check it, take it apart."""
+"""python -m imagelmdb info | verify | view | export | bench: look at a store, check it, take it apart."""
 
 from __future__ import annotations
 
@@ -45,6 +45,17 @@ def parse_options() -> argparse.Namespace:
     out.add_argument("store")
     out.add_argument("-o", "--output", required=True, help="the folder to write")
     out.set_defaults(command=run_export)
+
+    bench = commands.add_parser("bench", help="time ImageFolder against its store, side by side")
+    bench.add_argument("--folder", required=True, help="the folder of class folders")
+    bench.add_argument("--lmdb", required=True, metavar="STORE", help="the store made from it")
+    bench.add_argument("--epochs", type=int, default=3)
+    bench.add_argument("--train", action="store_true", help="train a ResNet-18 on the batches as well")
+    bench.add_argument("--batch-size", type=int, default=64)
+    bench.add_argument("--size", type=int, default=224, help="px (default: 224)")
+    bench.add_argument("--workers", type=int, default=2, help="processes of each loader (default: 2)")
+    bench.add_argument("-o", "--output", default="bench.svg", help="the chart to write (default: bench.svg)")
+    bench.set_defaults(command=run_bench)
     return parser.parse_args()
 
 
@@ -86,6 +97,26 @@ def run_view(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     count = export(LMDBStore(options.store), options.output, progress=True)
     print(f"{Path(options.output)}: {count} images")
+    return 0
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    from imagelmdb.bench import compare, draw_chart, print_timings  # the only command that needs torch
+
+    if options.epochs < 1:
+        raise UserError(f"--epochs {options.epochs}: at least 1")
+    timings = compare(
+        options.folder,
+        options.lmdb,
+        epochs=options.epochs,
+        train=options.train,
+        batch_size=options.batch_size,
+        size=options.size,
+        workers=options.workers,
+    )
+    print_timings(timings)
+    draw_chart(timings, options.output)
+    print(options.output)
     return 0
 
 

@@ -1,0 +1,68 @@
+"""Writer: from a list file to a store in shards, with a function of one's own for each line.
+
+Writer("list.txt", "train-lmdb", db_num=4, shuffle=True, data_process_func=read_line).write()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from imagelmdb.errors import UserError
+
+from .convert import Report, convert
+from .encode import Encoding
+from .sources import DatasetSource, ListSource
+from .sources.listing import index_labels, read_lines
+
+
+class Writer:
+    """TorchRecord's Writer on our format.
+
+    data_process_func takes a line of the list and returns (PIL image or encoded bytes, label); without it a
+    line is `path label`. classes: their names, by default the labels at the ends of the lines.
+    """
+
+    def __init__(
+        self,
+        data_list: str | Path,
+        output_dir: str | Path,
+        db_num: int = 1,
+        shuffle: bool = True,
+        data_process_func: Callable[[str], tuple[Any, int]] | None = None,
+        *,
+        seed: int = 0,
+        encoding: str = "jpeg",
+        classes: Sequence[str] | None = None,
+        workers: int | None = None,
+    ):
+        if not Path(data_list).is_file():
+            raise UserError(f"no list file at {data_list}")
+        if data_process_func is None:
+            self.source = ListSource(data_list)
+        else:
+            lines = _Lines(Path(data_list), data_process_func)
+            self.source = DatasetSource(lines, classes=classes or lines.classes)
+        self._output = output_dir
+        self._options = {"shards": db_num, "shuffle": shuffle, "seed": seed, "workers": workers}
+        self._how = Encoding(encoding)
+
+    def write(self, **options) -> Report:
+        """Further options are those of `convert`: skip_bad, force, progress."""
+        return convert(self.source, self._output, how=self._how, **self._options, **options)
+
+
+class _Lines:
+    """The lines of a list as a dataset of what the function makes of them."""
+
+    def __init__(self, path: Path, function: Callable[[str], tuple[Any, int]]):
+        self._paths, self._fields, numbers = read_lines(path)
+        self._function = function
+        _, self.classes = index_labels(path, self._fields, numbers)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self._function(f"{self._paths[index]} {self._fields[index]}")
