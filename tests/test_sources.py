@@ -390,10 +390,10 @@ def test_parquet_is_read_in_any_order_with_the_hub_s_class_names(tmp_path):
 
 
 def test_parquet_is_read_in_any_order_within_a_large_row_group(tmp_path):
-    images = [b"%d" % i for i in range(100)]
-    pq.write_table(pa.table({"image": images, "label": [0] * 100}), tmp_path / "a.parquet")
+    images = [b"%d" % i for i in range(400)]
+    pq.write_table(pa.table({"image": images, "label": [0] * 400}), tmp_path / "a.parquet")
     source = open_source(tmp_path / "a.parquet")
-    for i in np.random.default_rng(0).permutation(100).tolist():
+    for i in np.random.default_rng(0).permutation(400).tolist():
         assert source.read(i).image == images[i]
 
 

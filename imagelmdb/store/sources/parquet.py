@@ -1,7 +1,7 @@
 """Parquet files with the columns `image` (bytes, or a struct of bytes and path as on the Hub) and `label`.
 
-Row groups are streamed in small batches. Reading in order costs one pass and little memory; a step back,
-as under --shuffle, starts its row group anew.
+Row groups are streamed in small batches. Reading more or less in order costs one pass and little memory; a
+far step back, as under --shuffle, starts its row group anew.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from imagelmdb.errors import UserError
 from .source import ListedSource, Texts, are_unique, as_folder_name, read_class_names
 
 BATCH_ROWS = 16
+KEPT_BATCHES = 8  # 128 rows, 14 MB of ImageNet: more than threads drift apart
+OPEN_GROUPS = 3
 BUFFER_BYTES = 1 << 20
 
 
@@ -29,7 +32,7 @@ class ParquetSource(ListedSource):
 
     def __init__(self, description: str, paths: Sequence[str | Path]):
         self.paths = [Path(path).expanduser().absolute() for path in paths]
-        self._local = threading.local()
+        self._cursors = _Cursors()
         labels, files, groups = [], Texts(), []
         classes = None
         row = 0
@@ -55,21 +58,18 @@ class ParquetSource(ListedSource):
         super().__init__(description, classes, labels, names)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_local"}
+        return {name: value for name, value in self.__dict__.items() if name != "_cursors"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
-        self._local = threading.local()
+        self._cursors = _Cursors()
 
     def read_image(self, index: int) -> bytes:
         found = int(np.searchsorted(self.groups[:, 0], index, side="right")) - 1
         first, part, group = self.groups[found].tolist()
-        place = (os.getpid(), found)
-        cursor = self._local.__dict__.pop("cursor", None)
-        if cursor is None or cursor.place != place or cursor.first > index - first:
-            cursor = _Cursor(place, self.paths[part], group, self.column)
-        image = cursor.read(index - first)
-        self._local.cursor = cursor  # not one that has failed
+        if self._cursors.process != os.getpid():  # a fork may have copied a lock that is held
+            self._cursors = _Cursors()
+        image = self._cursors.read(self.paths[part], group, self.column, index - first).as_py()
         if image is None:
             raise ValueError("the row holds no image bytes")
         return image
@@ -78,22 +78,48 @@ class ParquetSource(ListedSource):
         return (self.groups,)
 
 
-class _Cursor:
-    """Goes through one row group and holds one batch of it."""
+class _Cursors:
+    """The row groups that the threads of one process go through, which is more or less in order."""
 
-    def __init__(self, place: tuple, path: Path, group: int, column: str):
-        self.place = place
+    def __init__(self):
+        self.process = os.getpid()
+        self._lock = threading.Lock()
+        self._open: dict[tuple[Path, int], _Cursor] = {}  # the latest last
+
+    def read(self, path: Path, group: int, column: str, row: int):
+        with self._lock:
+            cursor = self._open.pop((path, group), None)
+            if cursor is None or row < cursor.first:
+                cursor = _Cursor(path, group, column)
+            image = cursor.read(row)
+            self._open[path, group] = cursor  # but not one that has failed
+            if len(self._open) > OPEN_GROUPS:
+                del self._open[next(iter(self._open))]
+            return image
+
+
+class _Cursor:
+    """Goes through one row group and keeps the last batches of it."""
+
+    def __init__(self, path: Path, group: int, column: str):
         self._batches = open_parquet(path).iter_batches(
             BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False
         )
-        self.first, self._images = 0, []
+        self._kept = deque(maxlen=KEPT_BATCHES)
+        self._end = 0
 
-    def read(self, row: int) -> bytes | None:
-        while row >= self.first + len(self._images):
-            self.first += len(self._images)
+    @property
+    def first(self) -> int:
+        return self._kept[0][0] if self._kept else 0
+
+    def read(self, row: int):
+        while row >= self._end:
             images = next(self._batches).column(0)
-            self._images = images.field("bytes") if hasattr(images, "field") else images
-        return self._images[row - self.first].as_py()
+            images = images.field("bytes") if hasattr(images, "field") else images
+            self._kept.append((self._end, images))
+            self._end += len(images)
+        first, images = next(batch for batch in reversed(self._kept) if row >= batch[0])
+        return images[row - first]
 
 
 def open_parquet(path: Path):
