@@ -1,8 +1,8 @@
 """Coefficients of progressive and multi-scan JPEGs, and from them tokens (see huffman.py).
 
-A scan's blocks are given as their rows in `coefficients` (int16, zigzag order), in the order of the scan;
-`slots` says by block of an MCU (component, DC look-up, AC look-up); `interval` is in blocks. The scan readers
-return a status of entropy.py.
+A scan's blocks are given by their numbers in `coefficients` (int16, 64 a block in zigzag order), in the order
+of the scan; `slots` says by block of an MCU (component, DC look-up, AC look-up); `interval` is in blocks. The
+scan readers return a status of entropy.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from imagelmdb.jpeg.huffman import BLOCK_END, LOOKUP_BITS, find_code
 from imagelmdb.jpeg.jit import jit
 
 DC_LIMIT, AC_LIMIT = 2047, 1023  # what 8-bit samples can make
+_SIZES = np.array([value.bit_length() for value in range(DC_LIMIT + 1)], np.uint8)
 
 
 @jit
@@ -28,12 +29,12 @@ def read_blocks(words, first_word, end_bit, interval, blocks, slots, last, low, 
             word, end = first_word[n // interval], end_bit[n // interval]
             accumulator, filled = np.uint64(0), 0
             predicted[:] = 0
-        block = coefficients[blocks[n]]
+        block = blocks[n] * 64
         slot = slots[n % slots.shape[0]]
         k, row = 0, slot[1]
         while k <= last:
             if filled < 32:
-                accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                accumulator |= np.uint64(words[np.uint64(word)]) << np.uint64(32 - filled)
                 word += 1
                 filled += 32
             entry = lookups[row, accumulator >> np.uint64(64 - LOOKUP_BITS)]
@@ -54,12 +55,12 @@ def read_blocks(words, first_word, end_bit, interval, blocks, slots, last, low, 
                 predicted[slot[0]] = value
                 if abs(value << low) > DC_LIMIT:
                     return BAD_DC
-                block[0] = value << low
+                coefficients[np.uint64(block)] = value << low
                 row = slot[2]
             elif size > 0:
                 if k > 64:
                     return OVERRUN
-                block[k - 1] = value
+                coefficients[np.uint64(block + k - 1)] = value
         if 64 < k < BLOCK_END:
             return OVERRUN
         if word * 32 - filled > end:
@@ -78,7 +79,7 @@ def refine_dc(words, first_word, end_bit, interval, blocks, low, coefficients):
         if (n % interval == interval - 1 or n == blocks.size - 1) and end - position > 8:
             return LEFTOVER
         bit = (words[position >> 5] >> np.uint32(31 - (position & 31))) & np.uint32(1)
-        coefficients[blocks[n], 0] |= np.int64(bit) << low
+        coefficients[blocks[n] * 64] |= np.int64(bit) << low
     return OK
 
 
@@ -95,11 +96,11 @@ def read_ac(words, first_word, end_bit, interval, blocks, row, first, last, low,
         if skipped > 0:
             skipped -= 1
             continue
-        block = coefficients[blocks[n]]
+        block = blocks[n] * 64
         k = first
         while k <= last:
             if filled < 32:
-                accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                accumulator |= np.uint64(words[np.uint64(word)]) << np.uint64(32 - filled)
                 word += 1
                 filled += 32
             entry = lookups[row, accumulator >> np.uint64(64 - LOOKUP_BITS)]
@@ -127,7 +128,7 @@ def read_ac(words, first_word, end_bit, interval, blocks, row, first, last, low,
                     value -= (1 << size) - 1
                 if abs(value << low) > AC_LIMIT:
                     return BAD_AC
-                block[k] = value << low
+                coefficients[np.uint64(block + k)] = value << low
             k += 1
         if word * 32 - filled > end:
             return TRUNCATED
@@ -144,7 +145,7 @@ def refine_ac(words, first_word, end_bit, interval, blocks, row, first, last, lo
                 return LEFTOVER
             word, end = first_word[n // interval], end_bit[n // interval]
             accumulator, filled = np.uint64(0), 0
-        block = coefficients[blocks[n]]
+        block = blocks[n] * 64
         k = first
         ended = skipped > 0
         skipped -= ended
@@ -152,7 +153,7 @@ def refine_ac(words, first_word, end_bit, interval, blocks, row, first, last, lo
             zeros, value = 64, 0  # an ended block still holds correction bits up to its last coefficient
             if not ended:
                 if filled < 32:
-                    accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                    accumulator |= np.uint64(words[np.uint64(word)]) << np.uint64(32 - filled)
                     word += 1
                     filled += 32
                 entry = lookups[row, accumulator >> np.uint64(64 - LOOKUP_BITS)]
@@ -178,17 +179,20 @@ def refine_ac(words, first_word, end_bit, interval, blocks, row, first, last, lo
                 accumulator <<= np.uint64(bits)
                 filled -= bits
             while k <= last:
-                if block[k] != 0:
+                at = np.uint64(block + k)
+                if coefficients[at] != 0:
                     if filled < 32:
-                        accumulator |= np.uint64(words[word]) << np.uint64(32 - filled)
+                        accumulator |= np.uint64(words[np.uint64(word)]) << np.uint64(32 - filled)
                         word += 1
                         filled += 32
-                    if accumulator >> np.uint64(63):
-                        block[k] += 1 << low if block[k] > 0 else -1 << low
+                    step = (
+                        np.int64(accumulator >> np.uint64(63)) << low
+                    )  # no branch: the bit is as good as random
+                    coefficients[at] += step if coefficients[at] > 0 else -step
                     accumulator <<= np.uint64(1)
                     filled -= 1
                 elif zeros == 0:
-                    block[k] = value << low
+                    coefficients[at] = value << low
                     break
                 else:
                     zeros -= 1
@@ -213,44 +217,37 @@ def make_tokens(coefficients, blocks, slot_components, mcu_columns, tile_mcus, t
         component = slot_components[n % slots]
         table = 0 if component == 0 else 2 << 8
         starts[n] = count
-        value = 0
-        if blocks[n] >= 0:
-            value = np.int64(coefficients[blocks[n], 0]) - predicted[component]
+        block, value = blocks[n] * 64, 0
+        if block >= 0:
+            value = np.int64(coefficients[block]) - predicted[component]
             predicted[component] += value
-        size, magnitude = 0, abs(value)
-        while magnitude >> size:
-            size += 1
-        if size > 11:
+        if abs(value) > DC_LIMIT:
             return BAD_DC
-        extra = value if value >= 0 else value + (1 << size) - 1
-        tokens[count] = (table | size) << 16 | extra
+        size = np.int64(_SIZES[abs(value)])
+        tokens[count] = (table | size) << 16 | (value if value >= 0 else value + (1 << size) - 1)
         histogram[table | size] += 1
         count += 1
         table |= 1 << 8
-        run, k = 0, 1 if blocks[n] >= 0 else 64
-        while k < 64:
-            value = np.int64(coefficients[blocks[n], k])
-            k += 1
+        last = 0  # the last coefficient written
+        for k in range(1 if block >= 0 else 64, 64):
+            value = np.int64(coefficients[np.uint64(block + k)])
             if value == 0:
-                run += 1
                 continue
+            run = k - last - 1
+            last = k
             while run > 15:
                 tokens[count] = (table | 0xF0) << 16
                 histogram[table | 0xF0] += 1
                 count += 1
                 run -= 16
-            size, magnitude = 0, abs(value)
-            while magnitude >> size:
-                size += 1
-            if size > 10:
+            if abs(value) > AC_LIMIT:
                 return BAD_AC
-            extra = value if value >= 0 else value + (1 << size) - 1
+            size = np.int64(_SIZES[np.uint64(abs(value))])
             symbol = table | run << 4 | size
-            tokens[count] = symbol << 16 | extra
-            histogram[symbol] += 1
+            tokens[np.uint64(count)] = symbol << 16 | (value if value >= 0 else value + (1 << size) - 1)
+            histogram[np.uint64(symbol)] += 1
             count += 1
-            run = 0
-        if run > 0 or blocks[n] < 0:
+        if last < 63:
             tokens[count] = table << 16
             histogram[table] += 1
             count += 1

@@ -148,7 +148,7 @@ def _read_coefficients(flat: np.ndarray, header: Header, layout: Layout) -> np.n
         raise JPEGError(
             f"{layout.blocks} blocks: more than there are bits, or too many for scans that refine"
         )
-    values = np.zeros((layout.blocks, 64), np.int16)
+    values = np.zeros(64 * layout.blocks, np.int16)
     planes = _block_numbers(header, layout)
     for scan in header.scans:
         _read_scan(flat, header, scan, planes, values)
@@ -188,7 +188,7 @@ def _read_scan(
 
 
 def _block_numbers(header: Header, layout: Layout) -> list[np.ndarray]:
-    """By component: the row in `coefficients` of each block, as the blocks lie in the image, with padding."""
+    """By component: the numbers in `coefficients` of its blocks, padding too, as they lie in the image."""
     planes, first = [], 0
     for part in header.components:
         shape = layout.rows * part.v, layout.columns * part.h
