@@ -1,5 +1,6 @@
 """Crops of tiled JPEGs: the very pixels of the full decode, for every sampling and box."""
 
+import io
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jpegs import decode, make_jpeg, make_odd_jpeg
+from PIL import Image
 from torchvision.io import decode_jpeg
 
 from imagelmdb.jpeg.crop import crop_jpeg
@@ -105,6 +107,16 @@ def test_every_decoder_takes_the_crop():
             for b in (jpeg, data)
         )
         assert torch.equal(ours[inside], full[box])
+
+
+def test_thousands_of_tiles_and_tiles_of_many_bytes_are_cropped_alike():
+    many = make_jpeg(560, 600, subsampling=0, quality=30)
+    noise = np.random.default_rng(0).integers(0, 256, (16, 4800, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "JPEG", quality=100, subsampling=0)
+    for jpeg, tile_width, box in ((many, 8, (40, 3, 481, 590)), (out.getvalue(), 4800, (7, 9, 4000, 2))):
+        tiled = tile_jpeg(jpeg, tile_width)
+        assert_crop_is_exact(tiled, decode(jpeg), box, 1)
 
 
 def test_a_crop_is_smaller_and_keeps_only_its_tiles():
