@@ -46,6 +46,8 @@ def main() -> int:
     dataset, output = choose_paths(options)
     encoding = "raw" if options.encoding == "numpy" else options.encoding
     how = Encoding(encoding, not options.no_tile, options.max_size, options.quality)
+    if sys.stderr.isatty():  # half a minute for ImageNet's tars
+        print(f"listing {dataset} ...", file=sys.stderr)
     report = convert(
         open_source(dataset, devkit=options.devkit),
         output,
