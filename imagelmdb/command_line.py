@@ -10,6 +10,7 @@ values, explicit = parse_command_line(Options, ["-b", "64"], description="Trains
 import contextlib
 import dataclasses
 import io
+import re
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_type_hints
@@ -111,7 +112,7 @@ def _key_of(word: str, names: dict[str, str]) -> str | None:
 def _first_message(screen: str) -> str:
     """tyro draws its errors in a box; the lines above the first rule are the message."""
     lines = []
-    for line in screen.splitlines()[1:]:
+    for line in re.sub("\x1b\\[[0-9;]*m", "", screen).splitlines()[1:]:  # without colours
         text = line.strip("│ ")
         if set(text) <= set("─╰╯"):
             break

@@ -73,6 +73,15 @@ def test_a_mistake_on_the_command_line_is_one_line_that_names_it(line, message, 
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_line_has_no_colours_and_no_frame_on_a_terminal(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "50")
+    with pytest.raises(UserError) as error:
+        parse_config([*DATA, "--checkpoint-minutes", "many"])
+    assert str(error.value) == "Error parsing --checkpoint-minutes: could not convert string to float: 'many'"
+
+
 def test_missing_images_are_one_line():
     with pytest.raises(UserError, match="--val is missing"):
         parse_config(["--train", "T"])
