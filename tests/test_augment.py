@@ -3,6 +3,7 @@
 import pickle
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +32,7 @@ def test_a_sample_follows_from_torchs_seed_alone_and_survives_pickling(policy):
         torch.manual_seed(seed)
         seen.append(transform(image))
         random.random()
+        np.random.random()  # noqa: NPY002
         torch.rand(3)
     assert all(out.shape == image.shape and out.dtype == torch.uint8 for out in seen)
     assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))
