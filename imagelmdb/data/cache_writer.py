@@ -1,0 +1,206 @@
+"""Write a dataset's images into a store, and tell when a store of it is out of date."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms.functional import to_pil_image
+
+from imagelmdb.errors import UserError
+from imagelmdb.store.encode import Encoding, encode_image
+from imagelmdb.store.format import FORMAT_VERSION, Meta, checksum, pack_record
+from imagelmdb.store.writer import Row, ShardWriter
+
+CACHE_SOURCE = "dataset "  # how a cache's source begins
+_TRANSACTION_BYTES = 64 << 20
+_MODES = ("RGB", "L")  # kept exactly
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What decides the content of a cache, besides the dataset."""
+
+    db_transform: Callable | None
+    how: Encoding
+    rounds: int
+    shuffle: bool
+    seed: int
+
+    def fingerprint(self, dataset: Any) -> str:
+        """Of the settings, and of what can be known of the dataset without reading its images."""
+        facts = [
+            FORMAT_VERSION,
+            describe(self.db_transform),
+            asdict(self.how),
+            self.rounds,
+            self.shuffle,
+            self.seed,
+        ]
+        facts += [type(dataset).__qualname__, len(dataset), describe(strip_transforms(dataset))]
+        for name in ("indices", "targets", "labels", "samples"):
+            if (values := getattr(dataset, name, None)) is not None:
+                facts.append([name, hashlib.sha256(_as_bytes(values)).hexdigest()])
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def write_cache(dataset: Any, file: Path, settings: CacheSettings, workers: int) -> None:
+    """A finished store at `file`; nothing stays there where an item is not to be stored."""
+    fingerprint = settings.fingerprint(dataset)
+    source = CACHE_SOURCE + type(dataset).__name__
+    writer = ShardWriter(file, fingerprint, source)
+    try:
+        total, most = _write_rows(writer, dataset, settings, workers)
+        writer.finish(
+            Meta(
+                encoding=settings.how.encoding,
+                classes=_name_classes(dataset, most + 1),
+                total=total,
+                quality=settings.how.quality,
+                source=source,
+                conversion=fingerprint,
+            )
+        )
+    except BaseException:
+        writer.close()
+        file.unlink(missing_ok=True)
+        raise
+    writer.close()
+
+
+def strip_transforms(dataset: Any) -> Any:
+    """A shallow copy that yields images as they are loaded."""
+    bare = copy.copy(dataset)
+    for name in ("transform", "target_transform", "transforms"):
+        if getattr(bare, name, None) is not None:
+            setattr(bare, name, None)
+    if (held := find_held(bare)) is not None:
+        bare.dataset = strip_transforms(held)
+    return bare
+
+
+def find_held(dataset: Any) -> Any | None:
+    """The dataset that a Subset, or a wrapper like it, is made of."""
+    held = getattr(dataset, "dataset", None)
+    return held if hasattr(held, "__getitem__") and not isinstance(held, str) else None
+
+
+def describe(thing: Any) -> str:
+    """A transform or dataset as text that is the same in every process."""
+    if hasattr(thing, "__code__"):
+        code, cells = thing.__code__, [cell.cell_contents for cell in thing.__closure__ or ()]
+        text = f"{thing.__qualname__} {code.co_code.hex()} {code.co_consts} {thing.__defaults__} {cells}"
+    elif isinstance(getattr(thing, "transforms", None), list | tuple):
+        text = f"{type(thing).__qualname__}({', '.join(map(describe, thing.transforms))})"
+    elif hasattr(thing, "lambd"):
+        text = f"Lambda({describe(thing.lambd)})"
+    elif hasattr(thing, "__dict__") and type(thing).__repr__ is object.__repr__:
+        text = f"{type(thing).__qualname__} {sorted(vars(thing).items())}"
+    else:
+        text = repr(thing)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+class _Rows(torch.utils.data.Dataset):
+    """(image, label) of a dataset as rows, made in worker processes."""
+
+    def __init__(self, dataset: Any, settings: CacheSettings, order: np.ndarray, first: int):
+        self.dataset, self.settings, self.order, self.first = dataset, settings, order, first
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> Row:
+        index = int(self.order[position])
+        image, label = self.dataset[index]
+        image = _as_image(image, index)
+        if self.settings.db_transform is not None:
+            image = _as_image(self.settings.db_transform(image), index)
+        stored = encode_image(image, self.settings.how)
+        label, position = _as_label(label, index), self.first + position
+        check = checksum(stored.image, label, b"")
+        value = pack_record(stored.image, label, b"", check)
+        name = f"{label}/{position:08d}.{image.mode}"
+        size = stored.width, stored.height
+        return Row(position, value, label, *size, check, len(stored.image), name, "")
+
+
+def _write_rows(writer: ShardWriter, dataset: Any, settings: CacheSettings, workers: int) -> tuple[int, int]:
+    """(records, greatest label)."""
+    bare = strip_transforms(dataset)
+    rows, pending_bytes, most = [], 0, -1
+    for row in _make_rows(bare, settings, workers):
+        rows.append(row)
+        most = max(most, row.label)
+        pending_bytes += len(row.value)
+        if pending_bytes >= _TRANSACTION_BYTES:
+            writer.write(rows)
+            rows, pending_bytes = [], 0
+    writer.write(rows)
+    return len(bare) * settings.rounds, most
+
+
+def _make_rows(bare: Any, settings: CacheSettings, workers: int) -> Iterator[Row]:
+    count = len(bare)
+    if not count:
+        raise UserError(f"dataset {type(bare).__name__} is empty")
+    for number in range(settings.rounds):
+        order = np.arange(count)
+        if settings.shuffle:
+            order = np.random.default_rng((settings.seed, number)).permutation(count)
+        source = _Rows(bare, settings, order, number * count)
+        if workers == 0:
+            yield from map(source.__getitem__, range(count))
+            continue
+        generator = torch.Generator().manual_seed(settings.seed + number)
+        for rows in DataLoader(source, 32, num_workers=workers, collate_fn=list, generator=generator):
+            yield from rows
+
+
+def _as_image(image: Any, index: int) -> Image.Image:
+    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
+        image = to_pil_image(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(f"item {index} is a {type(image).__name__}, and only PIL images can be stored")
+    if image.mode not in _MODES:
+        raise UserError(
+            f"item {index} is an image of mode {image.mode}, and {' and '.join(_MODES)} are stored: "
+            "convert it in the dataset's loader or in db_transform"
+        )
+    return image
+
+
+def _as_label(label: Any, index: int) -> int:
+    try:
+        return int(label)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"item {index} has the label {label!r:.80}, and only integers can be stored"
+        ) from None
+
+
+def _name_classes(dataset: Any, count: int) -> list[str]:
+    """The dataset's own names; numbers for labels beyond them."""
+    names, holder = None, dataset
+    while names is None and holder is not None:
+        names, holder = getattr(holder, "classes", None), find_held(holder)
+    names = [str(name) for name in names or ()]
+    return names + [str(label) for label in range(len(names), count)]
+
+
+def _as_bytes(values: Any) -> bytes:
+    if isinstance(values, torch.Tensor):
+        values = values.numpy()
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values).tobytes()
+    return repr(values).encode("utf-8", "surrogateescape")

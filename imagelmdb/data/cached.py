@@ -1,0 +1,195 @@
+"""DatasetLMDB: any dataset that yields PIL images, with the images kept in a store.
+
+train = DatasetLMDB(torchvision.datasets.CIFAR10("data", transform=transform), "caches", name="train")
+train[0]                              # as the dataset gives it, its transforms applied live
+DatasetLMDB(dataset, "caches", db_transform=Resize(64))       # resized once, when the cache is written
+DatasetLMDB(dataset, "/dev/shm", temporary_db=True)           # removed with the object
+
+A cache is written on first use and reused while dataset and settings are the same. Of several processes,
+under torchrun for one, the first writes it and the others wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.datasets.vision import StandardTransform
+
+from imagelmdb.errors import UserError
+from imagelmdb.store.encode import Encoding
+from imagelmdb.store.format import StoreError
+from imagelmdb.store.reader import LMDBStore, read_state
+
+from .cache_writer import CACHE_SOURCE, CacheSettings, find_held, write_cache
+from .decode import DecodeError, read_image
+from .temporary import TemporaryFile
+
+OUTPUTS = ("pil", "chw", "hwc")
+
+
+class DatasetLMDB(Dataset):
+    """Behaves as `dataset` does: its length, items, transforms and attributes.
+
+    root, name: the cache is the file root/TYPE_NAME.lmdb.
+    can_create: without it, a cache that is absent or of other settings is an error.
+    temporary_db: a file of this object's own, removed with it and at the end of the process.
+    db_transform: applied once, to each image before it is stored; gives an image or a uint8 CHW tensor.
+    encoding: "raw" pixels, or "jpeg" of this `quality`.
+    output: what the dataset's transform is given: a PIL image, or a uint8 tensor, CHW or HWC.
+    rounds: the dataset is stored as often, for a random db_transform.
+    shuffle_while_writing: in random order, another in each round; `targets` follow.
+    workers: processes that read the dataset while the cache is written.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        root: str | Path = "~/data",
+        name: str = "train",
+        can_create: bool = True,
+        temporary_db: bool = False,
+        db_transform: Callable | None = None,
+        force_db_rebuild: bool = False,
+        *,
+        encoding: str = "raw",
+        quality: int | None = None,
+        output: str = "pil",
+        rounds: int = 1,
+        shuffle_while_writing: bool = False,
+        seed: int = 0,
+        workers: int = 0,
+    ):
+        if output not in OUTPUTS:
+            raise UserError(f"output {output!r}: choose one of {', '.join(OUTPUTS)}")
+        if rounds < 1:
+            raise UserError(f"{rounds} rounds: at least one")
+        self.dataset = dataset
+        self.output = output
+        self.in_order = rounds == 1 and not shuffle_while_writing
+        how = Encoding(encoding, tile=False, quality=quality)
+        settings = CacheSettings(db_transform, how, rounds, shuffle_while_writing, seed)
+        root = Path(root).expanduser()
+        root.mkdir(parents=True, exist_ok=True)
+        stem = f"{type(dataset).__name__}_{name}"
+        self._temporary: TemporaryFile | None = None
+        if temporary_db:
+            self._temporary = TemporaryFile(root, stem)
+            self.path = self._temporary.path
+            write_cache(dataset, self.path, settings, workers)
+        else:
+            self.path = root / f"{stem}.lmdb"
+            _prepare(dataset, self.path, settings, can_create, force_db_rebuild, workers)
+        self.store = LMDBStore(self.path)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, label = self._read(index)
+        dataset = _innermost(self.dataset)
+        joint = getattr(dataset, "transforms", None)
+        if joint is not None and not isinstance(joint, StandardTransform):
+            return joint(image, label)
+        if self.transform is not None:
+            image = self.transform(image)
+        if self.target_transform is not None:
+            label = self.target_transform(label)
+        return image, label
+
+    @property
+    def transform(self) -> Callable | None:
+        """The dataset's own; setting it here sets it there."""
+        return getattr(_innermost(self.dataset), "transform", None)
+
+    @transform.setter
+    def transform(self, transform: Callable | None) -> None:
+        _innermost(self.dataset).transform = transform
+
+    @property
+    def target_transform(self) -> Callable | None:
+        return getattr(_innermost(self.dataset), "target_transform", None)
+
+    @target_transform.setter
+    def target_transform(self, transform: Callable | None) -> None:
+        _innermost(self.dataset).target_transform = transform
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the dataset show through."""
+        if name.startswith("__") or name in ("dataset", "in_order"):  # absent while being unpickled
+            raise AttributeError(name)
+        if not self.in_order:
+            if name == "targets":
+                return self.store.labels.tolist()
+            if name in ("samples", "imgs"):
+                raise AttributeError(f"{name} of the dataset are in another order than its cache")
+        return getattr(self.dataset, name)
+
+    def __getstate__(self) -> dict:
+        """A copy reads a temporary cache, and the original removes it."""
+        return vars(self) | {"_temporary": None}
+
+    def _read(self, index: int) -> tuple[Any, int]:
+        record = self.store[index]
+        grey = self.store.name(index).endswith(".L")
+        try:
+            if grey and isinstance(record.image, np.ndarray):
+                image = Image.fromarray(np.ascontiguousarray(record.image[:, :, 0]))
+            else:
+                image = read_image(record).convert("L" if grey else "RGB")
+        except DecodeError as error:
+            raise DecodeError(f"{self.store.key(index)} does not decode: {error}") from error
+        if self.output == "pil":
+            return image, record.label
+        pixels = torch.from_numpy(np.array(image))
+        pixels = pixels if pixels.ndim == 3 else pixels[:, :, None]
+        return pixels.permute(2, 0, 1).contiguous() if self.output == "chw" else pixels, record.label
+
+
+def _prepare(
+    dataset: Any, path: Path, settings: CacheSettings, can_create: bool, force: bool, workers: int
+) -> None:
+    """A finished cache of these settings at `path`; written by one process while the others wait."""
+    started = time.time()
+    fingerprint = settings.fingerprint(dataset)
+    if not force and _find_fingerprint(path) == fingerprint:
+        return
+    with FileLock(f"{path}.lock"):
+        found = _find_fingerprint(path)
+        # Where ranks force a rebuild together, the first one's is new enough for all.
+        if found == fingerprint and (not force or path.stat().st_mtime > started):
+            return
+        if not can_create:
+            why = "there is none" if found is None else "it was written with other settings"
+            raise UserError(f"no cache {path} of this dataset ({why}), and can_create=False forbids one")
+        building = path.with_name(path.name + ".building")
+        building.unlink(missing_ok=True)
+        write_cache(dataset, building, settings, workers)
+        building.replace(path)
+
+
+def _find_fingerprint(path: Path) -> str | None:
+    """None where there is no cache; "" where it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        state = read_state(path)
+    except StoreError:
+        return ""
+    if not state.source.startswith(CACHE_SOURCE):
+        raise UserError(f"{path} is a store, but no cache of a dataset: choose another root or name")
+    return state.conversion
+
+
+def _innermost(dataset: Any) -> Any:
+    """The dataset with the transforms: a Subset holds one."""
+    while not hasattr(dataset, "transform") and (held := find_held(dataset)) is not None:
+        dataset = held
+    return dataset
