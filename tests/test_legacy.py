@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagelmdb.data.dataset import ImageFolderLMDB
+from imagelmdb.data.loader import make_eval_loader
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding
 from imagelmdb.store.format import StoreError
@@ -162,6 +164,20 @@ def test_an_open_store_goes_to_other_processes(databases, method):
     here = [digests(store) for store in stores]
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.map(digests, stores) == here
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_datasets_and_loaders_read_it_as_any_store(databases, name):
+    path, labels = databases / EXPECTED[name]["path"], EXPECTED[name]["labels"]
+    dataset = ImageFolderLMDB(path)
+    assert [dataset[i][1] for i in range(24)] == dataset.targets == labels
+    loader = make_eval_loader(
+        path, lmdb=True, batch_size=10, rank=0, world_size=1, size=32, resize=32, workers=0
+    )
+    batches = list(loader.epoch(0))
+    assert [label for _, batch in batches for label in batch.tolist()] == labels
+    if name.startswith("torchlmdb"):  # 32 x 32 px, so the crop is the image
+        assert np.array_equal(batches[0][0][3].permute(1, 2, 0), LMDBStore(path)[3].image)
 
 
 def test_records_outlive_their_store(databases):
