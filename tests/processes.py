@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # for main.py
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torchvision", "timm", "imagelmdb.train.engine"])
+CONTEXT.set_forkserver_preload(["main", "tyro"])
 
 
 class Ranks:
@@ -20,17 +22,17 @@ class Ranks:
         self.outputs = [output / f"rank{rank}.txt" for rank in range(size)]
         self.processes = []
         for rank, file in enumerate(self.outputs):
-            file.touch()
+            file.write_text("")
             environ = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank}
             environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             process = CONTEXT.Process(target=_run, args=(function, args, environ, file))
             process.start()
             self.processes.append(process)
 
-    def wait_for(self, text: str, timeout: float = 30) -> None:
-        """Until some rank has printed it."""
+    def wait_for(self, text: str, *, times: int = 1, timeout: float = 30) -> None:
+        """Until the ranks have printed it that often, or rank 0 has ended."""
         deadline = time.monotonic() + timeout
-        while text not in "".join(self.texts()):
+        while "".join(self.texts()).count(text) < times and self.processes[0].is_alive():
             if time.monotonic() > deadline:
                 self.codes(0)
                 raise TimeoutError(f"no {text!r} in {self.texts()}")
@@ -67,6 +69,7 @@ def _run(function, args, environ, file) -> None:
     import torch
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for the loaders' workers, as in a plain process
     os.environ.update({key: str(value) for key, value in environ.items()})
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)

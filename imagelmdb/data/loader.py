@@ -24,6 +24,7 @@ from .batch import BatchDataset, EvalCrop, Request, TrainCrop, Transform
 from .folder import FolderStore
 from .sampler import Sampler
 from .shards import find_local_shards, place_shards
+from .signals import heed_parent_alone
 
 DECODERS = ("cpu", "pillow")
 BATCHES_PER_WORKER = 2  # that are ready or in the making
@@ -138,6 +139,7 @@ class Loader:
             persistent_workers=workers > 0,
             prefetch_factor=BATCHES_PER_WORKER if workers else None,
             multiprocessing_context=start_method if workers else None,
+            worker_init_fn=heed_parent_alone,
             generator=torch.Generator(),  # or each epoch would draw from the global one
         )
 

@@ -225,8 +225,9 @@ def _choose_device(config: Any, place: Place) -> tuple[torch.device, str]:
 def _end(world: World, error: BaseException) -> int:
     """Turn what ended this rank into an exit code, tell the others, and print it."""
     if isinstance(error, (Stopped, Diverged, AgreedMistake)):  # raised on all ranks alike
-        if world.size > 1 and isinstance(error, Stopped):
+        if dist.is_initialized():
             dist.barrier()  # a launcher ends the others when the first leaves: rank 0 may still be writing
+            dist.destroy_process_group()
         if world.local_rank == 0:
             print(f"error: {error}" if isinstance(error, UserError) else error, file=sys.stderr, flush=True)
         return EXIT_CODES[type(error)]

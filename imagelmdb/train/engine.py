@@ -8,6 +8,7 @@ so a step needs no broadcast of them and a resumed run goes on as if never stopp
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -258,9 +259,14 @@ _ADVICE = "the checkpoints were left as they are; try a lower --lr, a longer war
 def _replicate(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
-    devices = [world.device] if world.device.type == "cuda" else None
+    # The newer name of the same option; the older one then warns.
+    named = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
     return DistributedDataParallel(
-        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        model,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **{buffers: False},
     )
 
 

@@ -1,0 +1,181 @@
+"""The command line: what people bring works as written, and what cannot work is one line on every rank."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from jpegs import make_jpeg
+from processes import ROOT, free_port, run_ranks
+from stores import make_tree, write_store
+
+import main
+
+TINY = ["--train-size", "32", "--val-size", "32", "-j", "1", "-b", "8", "-a", "timm:test_resnet"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for part in ("train", "val"):
+        make_tree(root / part, {"a": 8, "b": 8})
+        write_store(root / part, root / f"{part}.lmdb")
+    make_tree(root / "other", {"a": 4, "x": 4})
+    (root / "flat").mkdir()
+    for number in range(3):
+        (root / "flat" / f"{number}.JPEG").write_bytes(make_jpeg(80, 60, number))
+    return root
+
+
+def folders(data):
+    return ["--train", str(data / "train"), "--val", str(data / "val")]
+
+
+def stores(data):
+    return ["--train", str(data / "train.lmdb"), "--val", str(data / "val.lmdb"), "--lmdb"]
+
+
+def run_each(folder, ports, commands):
+    """Each command line in turn on this rank; its exit code and what it printed, as JSON lines."""
+    for number, (port, command) in enumerate(zip(ports, commands, strict=True)):
+        os.environ["MASTER_PORT"] = str(port)
+        file = folder / f"{number}-{os.environ['RANK']}.txt"
+        with file.open("w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            code = main.main(command)
+        print(json.dumps([code, file.read_text()]))
+    return 0
+
+
+def test_every_mistake_is_one_line_and_exit_code_2_on_every_rank(tmp_path, data):
+    checkpoint = ["--resume", str(tmp_path / "run" / "last.pt"), "--output", str(tmp_path / "more")]
+    (tmp_path / "no.pt").write_text("no checkpoint")
+    good = [*TINY, *folders(data)]
+    mistakes = {
+        "missing path": [*TINY, "--train", str(data / "nowhere"), "--val", str(data / "val")],
+        "no --val": [*TINY, "--train", str(data / "train")],
+        "classes differ": [*TINY, "--train", str(data / "train"), "--val", str(data / "other")],
+        "flat val": [*TINY, "--train", str(data / "train"), "--val", str(data / "flat")],
+        "store without --lmdb": [*TINY, *stores(data)[:-1]],
+        "--lmdb on folders": [*good, "--lmdb"],
+        "class count of a checkpoint": [*TINY, "-e", "--val", str(data / "one"), *checkpoint[:2]],
+        "another architecture": [*good, *checkpoint, "-a", "resnet18"],
+        "no checkpoint": [*good, "--resume", str(tmp_path / "none.pt")],
+        "foreign checkpoint": [*good, "--resume", str(tmp_path / "no.pt")],
+        "batch not divisible": [*good, "-b", "7"],
+        "batch larger than the data": [*good, "-b", "64"],
+        "no GPU for nccl": [*good, "--dist-backend", "nccl"],
+        "unknown option": [*good, "--learning-rate", "1"],
+        "unknown model": [*good, "-a", "resnet51"],
+        "SyncBN on CPUs": [*good, "--sync-bn"],
+    }
+    make_tree(data / "one", {"a": 2})
+    first = [*good, "--epochs", "1", "--output", str(tmp_path / "run")]
+    commands = [first, *mistakes.values()]
+    ports = [free_port() for _ in commands]
+    codes, texts = run_ranks(run_each, tmp_path, ports, commands, size=2, output=tmp_path)
+    assert codes == [0, 0], texts
+    ranks = [[json.loads(line) for line in text.splitlines()] for text in texts]
+    assert [rank[0][0] for rank in ranks] == [0, 0]
+    for name, *results in zip(mistakes, *(rank[1:] for rank in ranks), strict=True):
+        assert [code for code, _ in results] == [2, 2], (name, results)
+        printed = [text for _, text in results if text]
+        assert printed and all(re.fullmatch(r"error: [^\n]+\n", text) for text in printed), (name, printed)
+
+
+def test_files_and_their_store_end_in_identical_weights(tmp_path, data, capfd):
+    options = [*TINY, "--epochs", "2", "--auto-augment", "ta_wide"]
+    for source, name in ((folders(data), "files"), (stores(data), "store")):
+        assert main.main([*options, *source, "--output", str(tmp_path / name)]) == 0
+    files, store = (
+        torch.load(tmp_path / n / "last.pt", weights_only=True)["model"] for n in ("files", "store")
+    )
+    assert all(torch.equal(files[key], store[key]) for key in files)
+    assert "global batch 8 = 1 ranks x 8" in capfd.readouterr().out
+
+
+def test_a_run_leaves_its_files_and_its_config_runs_again(tmp_path, data):
+    options = [*TINY, *folders(data), "--epochs", "1"]
+    assert main.main([*options, "--output", str(tmp_path / "one")]) == 0
+    names = {"log.jsonl", "config.yaml", "last.pt", "best.pt", "report.html"}
+    assert names <= {path.name for path in (tmp_path / "one").iterdir()}
+    again = ["--config", str(tmp_path / "one" / "config.yaml"), "--output", str(tmp_path / "two")]
+    assert main.main(again) == 0
+    one, two = (torch.load(tmp_path / n / "last.pt", weights_only=True)["model"] for n in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_the_options_of_pytorch_examples_work_as_written(tmp_path, data, capfd):
+    url = f"tcp://127.0.0.1:{free_port()}"
+    form = ["--dist-url", url, "--multiprocessing-distributed", "--world-size", "1", "--rank", "0"]
+    assert main.main([*TINY, *folders(data), *form, "--dist-backend", "nccl"]) == 2
+    assert "--dist-backend gloo" in capfd.readouterr().err
+    options = ["--momentum", "0.8", "--wd", "1e-3", "--lr", "0.01", "-p", "1", "--seed", "3", "--epochs", "1"]
+    options += ["--output", str(tmp_path)]
+    assert main.main([*TINY, *folders(data), *form, "--dist-backend", "gloo", *options]) == 0
+    assert main.main([*TINY, *folders(data), "-e", "--resume", str(tmp_path / "best.pt")]) == 0
+    assert "images 16" in capfd.readouterr().out
+
+
+def test_dummy_needs_no_data(tmp_path, capfd):
+    options = ["--dummy", "--dummy-images", "32", "--epochs", "1", "--output", str(tmp_path)]
+    assert main.main([*TINY, *options]) == 0
+    assert "compute-bound" in capfd.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_keeps_the_last_good_checkpoint(tmp_path, data):
+    options = [*TINY, *folders(data), "--output", str(tmp_path / "run"), "--epochs", "2"]
+    assert main.main([*options, "--epochs", "1"]) == 0
+    good = (tmp_path / "run" / "last.pt").read_bytes()
+    options += ["--resume", "auto", "--lr", "1e30"]
+    codes, texts = run_ranks(main.main, options, size=2, output=tmp_path)
+    assert codes == [3, 3]
+    assert "no longer finite after step" in texts[0] or "not finite at step" in texts[0]
+    assert (tmp_path / "run" / "last.pt").read_bytes() == good
+
+
+def test_a_corrupt_image_amid_an_epoch_ends_all_ranks_with_its_name(tmp_path, data):
+    make_tree(tmp_path / "train", {"a": 16, "b": 16})
+    (tmp_path / "train" / "b" / "3.JPEG").write_bytes(b"\xff\xd8 no image")
+    options = [
+        *TINY,
+        "--train",
+        str(tmp_path / "train"),
+        "--val",
+        str(data / "val"),
+        "--output",
+        str(tmp_path),
+    ]
+    codes, texts = run_ranks(main.main, options, size=2, output=tmp_path)
+    assert codes == [2, 2]
+    errors = [line for text in texts for line in text.splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and "3.JPEG" in errors[0]
+    assert "Traceback" not in "".join(texts)
+
+
+def test_torchrun_ranks_and_their_workers_told_to_stop_leave_a_checkpoint(tmp_path, data):
+    """The signal goes to the whole process group, as from SLURM, loader workers included."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(free_port()), str(ROOT / "main.py"), *TINY, *folders(data)]
+    command += ["--epochs", "10000", "-p", "1", "--output", str(tmp_path), "--checkpoint-minutes", "0"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "out.txt").open("w") as out:
+        torchrun = subprocess.Popen(command, stdout=out, stderr=out, env=environ, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 90
+            while "step 2/2" not in (tmp_path / "out.txt").read_text() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            os.killpg(torchrun.pid, signal.SIGTERM)
+            torchrun.wait(60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(torchrun.pid, signal.SIGKILL)
+    text = (tmp_path / "out.txt").read_text()
+    assert "stopped by a signal after step" in text
+    stopped = int(re.search(r"stopped by a signal after step (\d+)", text)[1])
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == stopped

@@ -1,0 +1,82 @@
+"""A run killed at any moment and resumed ends as the undisturbed one does."""
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from processes import Ranks, run_ranks
+from stores import make_tree
+
+import main
+
+TINY = ["--train-size", "32", "--val-size", "32", "-b", "8", "-j", "1", "-p", "1", "--lr", "0.02"]
+KILLS, EPOCHS = 2, 3
+SAME = ("epoch", "step", "train_loss", "val_loss", "val_top1", "val_top5", "val_images", "lr")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_tree(root / "train", {"a": 14, "b": 14, "c": 14})
+    make_tree(root / "val", {"a": 4, "b": 4, "c": 5})
+    return ["--train", str(root / "train"), "--val", str(root / "val")]
+
+
+def finish(run: Path) -> tuple[dict, list[dict]]:
+    """The final weights and the epochs' lines, without their timings."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    epochs = [{key: line[key] for key in SAME} for line in lines if line["event"] == "epoch"]
+    return torch.load(run / "last.pt", weights_only=True), epochs
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    (state, epochs), (other_state, other_epochs) = finish(run), finish(other)
+    assert epochs == other_epochs
+    for part in ("model", "ema"):
+        for key, tensor in state[part].items():
+            assert torch.equal(tensor, other_state[part][key]), f"{part} {key}"
+    momenta, others = (s["optimizer"]["state"] for s in (state, other_state))
+    assert all(torch.equal(momenta[k]["momentum_buffer"], others[k]["momentum_buffer"]) for k in momenta)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_killed_at_random_steps_and_resumed_the_weights_are_bit_identical(tmp_path, data, size):
+    options = [*data, *TINY, "-a", "timm:test_resnet", "--epochs", str(EPOCHS), "--ema-decay", "0.9"]
+    options += ["--drop-path", "0.2", "--mixup", "0.2", "--random-erase", "0.3", "--checkpoint-steps", "2"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    codes, _ = run_ranks(main.main, [*options, "--output", str(whole)], size=size, output=tmp_path)
+    assert codes == [0] * size
+    options += ["--output", str(killed), "--resume", "auto"]
+    for _ in range(KILLS):
+        ranks = Ranks(main.main, options, size=size, output=tmp_path)
+        ranks.wait_for("images/s", times=random.randint(1, 6))
+        for process in ranks.processes:
+            os.kill(process.pid, signal.SIGKILL)
+        ranks.codes()
+    codes, _ = run_ranks(main.main, options, size=size, output=tmp_path)
+    assert codes == [0] * size
+    assert_same_end(whole, killed)
+
+
+def test_two_ranks_then_one_then_two_see_the_same_batches(tmp_path, data):
+    options = [*data, *TINY, "-a", "timm:test_convnext", "--epochs", "3"]
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    codes, _ = run_ranks(main.main, [*options, "--output", str(whole)], size=2, output=tmp_path)
+    assert codes == [0, 0]
+    options += ["--output", str(moved), "--resume", "auto"]
+    for size, stop_at in ((2, "step 2/5"), (1, "epoch 1 of 3  step 2/5")):
+        ranks = Ranks(main.main, options, size=size, output=tmp_path)
+        ranks.wait_for(stop_at)
+        os.kill(ranks.processes[-1].pid, signal.SIGUSR1)
+        assert ranks.codes() == [75] * size
+        assert "stopped by a signal" in ranks.texts()[0]
+    codes, _ = run_ranks(main.main, options, size=2, output=tmp_path)
+    assert codes == [0, 0]
+    (_, epochs), (_, others) = finish(whole), finish(moved)
+    for epoch, other in zip(epochs, others, strict=True):
+        assert other["train_loss"] == pytest.approx(epoch["train_loss"], abs=1e-4)
+        assert other["val_loss"] == pytest.approx(epoch["val_loss"], abs=1e-4)
