@@ -62,9 +62,13 @@ def test_the_feed_counts_the_time_it_waited():
     assert feed.take_wait() == 0
 
 
-def test_the_verdict_names_both_rates():
-    assert describe_bottleneck(Progress(seconds=10, wait_seconds=0.2), advice="x") == "compute-bound"
+def test_the_verdict_names_both_rates_and_what_to_try(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    fed = Progress(seconds=10, wait_seconds=0.2)
     starved = Progress(seconds=10, wait_seconds=5, timed_images=20_000)
-    assert describe_bottleneck(starved, advice="--workers 8") == (
+    assert describe_bottleneck(fed, workers=8, lmdb=True) == "compute-bound"
+    assert describe_bottleneck(starved, workers=6, lmdb=False) == (
         "data-bound: the loader gives 2,000 images/s, the model takes 4,000; try --workers 8"
     )
+    assert "--lmdb" in describe_bottleneck(starved, workers=8, lmdb=False)
+    assert "--max-size" in describe_bottleneck(starved, workers=8, lmdb=True)

@@ -9,6 +9,7 @@ while board.may_begin(step): ...    # False on every rank at the same step, afte
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -68,10 +69,11 @@ class Board:
 
     def fail(self, failure: Failure) -> None:
         """Tell the others, and wait until they have read it: the store may live in this process."""
-        self._store.set("failure", json.dumps(failure))
         deadline = time.monotonic() + HEARD_SECONDS
-        while self._store.add("failure_seen", 0) < self.world_size and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS / 4)
+        with contextlib.suppress(RuntimeError):  # the store may have died with its rank
+            self._store.set("failure", json.dumps(failure))
+            while self._store.add("failure_seen", 0) < self.world_size and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS / 4)
 
     def failure(self, wait_seconds: float = 0.0) -> Failure | None:
         """What another rank failed of, if it said so."""

@@ -21,6 +21,7 @@ import timm
 import torch
 import torchvision
 
+from imagelmdb.config import Config
 from imagelmdb.errors import UserError
 
 from .board import first_line
@@ -62,6 +63,15 @@ class Checkpoints:
         epochs = sorted(file for file in self.folder.iterdir() if pattern.fullmatch(file.name))
         for file in epochs[: len(epochs) - self.keep]:
             file.unlink()
+
+
+def make_checkpoints(config: Config) -> Checkpoints:
+    return Checkpoints(
+        config.run_dir,
+        keep=config.keep_checkpoints,
+        every_steps=config.checkpoint_steps,
+        every_minutes=config.checkpoint_minutes,
+    )
 
 
 def save(state: dict[str, Any], path: Path) -> None:

@@ -32,6 +32,8 @@ from .progress import Progress, Reading
 from .schedule import make_schedule
 from .world import World
 
+SAMPLE = 24  # images kept of each epoch's first batch
+
 
 class Trainer:
     """A model, what trains it, and how far it has come.
@@ -76,6 +78,7 @@ class Trainer:
         self.clip_grad = clip_grad
         self.ema_every = ema_every
         self.progress = Progress()
+        self.sample: Batch | None = None  # uint8 images and labels of the epoch, for the report
         self._warming_up = True  # the first step of a process compiles, tunes and allocates
 
     @property
@@ -131,6 +134,8 @@ class Trainer:
         self.model.train()
         window = _Window(self, Feed(batches, self.world.device), read_every)
         batch = window.feed.take()
+        if batch is not None:
+            self.sample = tuple(tensor[:SAMPLE].clone() for tensor in batch)
         for epoch_step in range(self.epoch_step, self.steps_per_epoch):
             step = self.progress.epoch * self.steps_per_epoch + epoch_step
             if not self.world.board.may_begin(step):

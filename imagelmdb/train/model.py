@@ -30,6 +30,8 @@ def make_model(config: Config, *, classes: int, device: torch.device) -> nn.Modu
     if config.blurpool:
         add_blurpool(model, max_pools=config.blurpool_maxpool)
     if config.sync_bn:
+        if device.type != "cuda":
+            raise UserError("--sync-bn needs GPUs: torch has no synchronised BatchNorm for CPUs")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(device=device, memory_format=memory_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,11 +71,18 @@ class Reading:
     data_wait: float
 
 
-def describe_bottleneck(progress: Progress, *, advice: str) -> str:
-    """The epoch's verdict: which of loader and model the other waits for."""
+def describe_bottleneck(progress: Progress, *, workers: int, lmdb: bool) -> str:
+    """The epoch's verdict: which of loader and model waits for the other, and what may help."""
     if progress.data_wait < DATA_BOUND_SHARE:
         return "compute-bound"
     model_rate = progress.timed_images / max(progress.seconds - progress.wait_seconds, 1e-9)
+    cores = os.cpu_count() or 1
+    if workers < cores:
+        advice = f"--workers {min(2 * max(workers, 1), cores)}"
+    elif not lmdb:
+        advice = "a store: python folder2lmdb.py, then --lmdb"
+    else:
+        advice = "a store of smaller images (folder2lmdb.py --max-size), or --decode gpu"
     return (
         f"data-bound: the loader gives {progress.images_per_sec:,.0f} images/s, "
         f"the model takes {model_rate:,.0f}; try {advice}"
