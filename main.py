@@ -103,9 +103,8 @@ def train(
     test: Callable[[nn.Module], Evaluation] | None,
 ) -> None:
     """Epochs of train, evaluate, log, checkpoint, from `start` on if there is one."""
-    trainer = make_trainer(
-        config, model, prepare=augment, steps_per_epoch=loader.steps_per_epoch, world=world
-    )
+    steps = loader.steps_per_epoch
+    trainer = make_trainer(config, model, prepare=augment, steps_per_epoch=steps, world=world)
     with world.agree():
         if start:
             trainer.load_state_dict(start, optimizer=start["config"]["optimizer"] == config.optimizer)
