@@ -55,7 +55,7 @@ def test_killed_at_random_steps_and_resumed_the_weights_are_bit_identical(tmp_pa
         ranks = Ranks(main.main, options, size=size, output=tmp_path)
         ranks.wait_for("images/s", times=random.randint(1, 6))
         for process in ranks.processes:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
         ranks.codes()
     codes, _ = run_ranks(main.main, options, size=size, output=tmp_path)
     assert codes == [0] * size
