@@ -229,6 +229,16 @@ def test_a_lost_record_is_named_and_the_others_are_read(copy_of, name):
             store.labels  # noqa: B018
 
 
+def test_a_lost_first_record_is_lost_alone(copy_of):
+    path = copy_of("cjsg-head-numpy")
+    change(path, {b"00000000": None, b"00000001": b"broken"})
+    store = LMDBStore(path)
+    assert store.encoding == "raw"
+    assert store[2].label == EXPECTED["cjsg-head-numpy"]["labels"][2]
+    with pytest.raises(StoreError, match="00000000 is missing"):
+        store[0]
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_broken_record_is_named_and_the_others_are_read(copy_of, name):
     path = copy_of(name)
@@ -262,6 +272,21 @@ def test_a_length_that_differs_from_the_keys_is_an_error(copy_of):
     path = copy_of("efficient-msgpack")
     change(path, {b"__len__": b"\x17"})
     with pytest.raises(StoreError, match="__len__ says 23, and there are 24 keys"):
+        len(LMDBStore(path))
+
+
+def test_a_key_of_many_digits_does_not_mean_as_many_records(copy_of):
+    path = copy_of("torchrecord")
+    change(path, {b"9" * 15: b"record"}, database=b"db1")
+    with pytest.raises(StoreError, match=r"db1 .*999999"):
+        len(LMDBStore(path))
+
+
+@pytest.mark.parametrize("shape", [("a", 2, 3), (3, 32), (3, 0, 32), 5, [3, 32, 32], (3, 1 << 40, 32)])
+def test_a_shape_that_is_none_is_an_error(copy_of, shape):
+    path = copy_of("torchlmdb-chw")
+    change(path, {b"__shape__": pickle.dumps(shape)})
+    with pytest.raises(StoreError, match="shape"):
         len(LMDBStore(path))
 
 

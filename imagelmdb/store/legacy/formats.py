@@ -10,6 +10,7 @@ All are recognised by what they hold. Records without `__keys__` are read in the
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 
@@ -25,6 +26,7 @@ from .store import DAMAGE, MAX_CLASSES, LegacyStore
 SHAPE_KEY = b"__shape__"
 LABELS_KEY = b"__labels__"
 LOADERS = {"pyarrow": arrow.load, "msgpack": packed.load, "pickle": pickled.load}
+_LEAST_RECORD_BYTES = 32  # of torchrecord, with its key: a damaged key must not mean a huge count
 
 
 def open_legacy(environment: Environment) -> LegacyStore:
@@ -53,7 +55,8 @@ def _open_serialized(environment: Environment) -> LegacyStore:
 def _open_torchlmdb(environment: Environment) -> LegacyStore:
     shape = _load_meta(environment, SHAPE_KEY, pickled.load)
     listed, stored = environment.get(KEYS_KEY), environment.get(LABELS_KEY)
-    if listed is None or stored is None or type(shape) is not tuple or len(shape) != 3 or min(shape) < 1:
+    sides = shape if type(shape) is tuple and all(type(side) is int for side in shape) else ()
+    if listed is None or stored is None or len(sides) != 3 or min(sides) < 1:
         raise StoreError(
             f"{environment.file} looks like torchlmdb's, but lacks keys, labels or a shape of 3 sides"
         )
@@ -92,7 +95,7 @@ def _open_torchrecord(environment: Environment) -> LegacyStore:
 def _number_keys(environment: Environment, database: str) -> Keys:
     """Keys 0 .. the last one: a record that was lost in between is missed when it is read."""
     last = environment.last_key(database)
-    if not last.isdigit():
+    if not last.isdigit() or int(last) * _LEAST_RECORD_BYTES > environment.facts.file_size:
         raise StoreError(f"{environment.file}: {database} is empty or has keys like {last!r}")
     return Keys.numbers(int(last) + 1, len(last))
 
@@ -207,6 +210,6 @@ def _unpack_array(fields: dict[bytes, object]) -> np.ndarray:
 def _load_pixels(
     shape: tuple[int, int, int], channels_first: bool, value: memoryview
 ) -> tuple[np.ndarray, None]:
-    if len(value) != int(np.prod(shape)):
+    if len(value) != math.prod(shape):
         raise ValueError(f"{len(value)} bytes for pixels of shape {shape}")
     return _as_rgb(np.frombuffer(value, np.uint8).reshape(shape), channels_first=channels_first), None

@@ -15,6 +15,7 @@ from .places import Places
 
 DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error)  # what a loader may raise
 MAX_CLASSES = 1 << 20  # a label beyond that is damage
+_TRIED_RECORDS = 100  # so many lost ones in a row at the start, and it is another tool's database
 
 
 class _Listing(NamedTuple):
@@ -49,9 +50,7 @@ class LegacyStore:
         self._load = load
         self._labels = labels
         self._pixels = pixels
-        self.encoding = "jpeg"
-        if len(places):
-            self.encoding = "raw" if isinstance(self._read(0)[0], np.ndarray) else "jpeg"
+        self.encoding = self._find_encoding()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -96,6 +95,18 @@ class LegacyStore:
     def prefetch(self, index: int) -> None:
         self.environment.prefetch(*self._places[index])
 
+    def _find_encoding(self) -> str:
+        """Of the first record that is there; StoreError where none of the first ones is."""
+        first_error = None
+        for index in range(min(len(self), _TRIED_RECORDS)):
+            try:
+                return "raw" if isinstance(self._read(index)[0], np.ndarray) else "jpeg"
+            except StoreError as error:
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+        return "jpeg"
+
     @cached_property
     def _listing(self) -> _Listing:
         if self._labels is not None:
@@ -125,12 +136,12 @@ class LegacyStore:
             image, label = self._load(value)
             if label is None:
                 label = int(self._labels[index])
-            return image, check_label(label)
+            return image, _check_label(label)
         except DAMAGE as error:
             raise StoreError(f"{self.key(index)} holds {error}") from error
 
 
-def check_label(label: int) -> int:
+def _check_label(label: int) -> int:
     if not 0 <= label < MAX_CLASSES:
         raise ValueError(f"the label {label}, and classes count from 0")
     return label
