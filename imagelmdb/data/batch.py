@@ -9,7 +9,7 @@ so persistent workers serve any epoch, step and size.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -49,6 +49,17 @@ class EvalCrop(NamedTuple):
     resize: int  # px, the shorter side
 
 
+class Crops(NamedTuple):
+    """A batch before anything is decoded, row by row."""
+
+    positions: np.ndarray  # of the epoch
+    indices: np.ndarray  # of the store
+    records: list[Record]
+    boxes: np.ndarray  # (left, top, width, height)
+    flips: np.ndarray
+    labels: np.ndarray  # int64
+
+
 class BatchDataset(Dataset):
     """A rank's batches: uint8 [n, 3, size, size] in channels_last memory, and int64 labels.
 
@@ -77,28 +88,38 @@ class BatchDataset(Dataset):
     def __getitems__(self, request: Request) -> tuple[torch.Tensor, torch.Tensor] | UserError:
         """An error of the data is returned, for the DataLoader would wrap what is raised in a traceback."""
         try:
-            return self._make_batch(request)
+            return self.make_batch(request)
         except UserError as error:
             return error
 
-    def _make_batch(self, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
-        epoch, step, size = request
+    def make_batch(self, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+        crops = self.read_crops(request)
+        images = self.decode_rows(crops, range(len(crops.records)), request.size)
+        if self.transform:
+            seeds = plan_seeds(self.sampler.seed, request.epoch, crops.positions)
+            self._transform(images, seeds.tolist())
+        return images, torch.from_numpy(crops.labels)
+
+    def read_crops(self, request: Request) -> Crops:
+        epoch, step, _ = request
         positions = np.asarray(self.sampler.positions(step), np.int64)
         indices = self.sampler.indices(epoch, positions)
         if self.prefetch_steps:
             self.store.prefetch(self.sampler.upcoming(epoch, step, steps_ahead=self.prefetch_steps).tolist())
         records = [self.store[index] for index in indices.tolist()]
         sizes = self._read_sizes(indices, records) if self.store.sizes is None else self.store.sizes[indices]
-        boxes, flips = self._plan(epoch, positions, sizes, size)
-        images = _empty_images(len(records), size)
-        for i, (record, box, flip) in enumerate(zip(records, boxes.tolist(), flips.tolist(), strict=True)):
+        boxes, flips = self._plan(epoch, positions, sizes, request.size)
+        return Crops(positions, indices, records, boxes, flips, self.store.labels[indices].astype(np.int64))
+
+    def decode_rows(self, crops: Crops, rows: Sequence[int], size: int) -> torch.Tensor:
+        images = _empty_images(len(rows), size)
+        for row, image in zip(rows, images, strict=True):
+            box, flip = tuple(crops.boxes[row].tolist()), bool(crops.flips[row])
             try:
-                decode(record, tuple(box), size, flip=flip, out=images[i], **self.decode_options)
+                decode(crops.records[row], box, size, flip=flip, out=image, **self.decode_options)
             except DecodeError as error:
-                raise self._name_record(indices[i], error) from error
-        if self.transform:
-            self._transform(images, plan_seeds(self.sampler.seed, epoch, positions).tolist())
-        return images, torch.from_numpy(self.store.labels[indices].astype(np.int64))
+                raise self.name_record(crops.indices[row], error) from error
+        return images
 
     def _plan(
         self, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int
@@ -113,10 +134,10 @@ class BatchDataset(Dataset):
             try:
                 sizes[i] = read_size(record)
             except DecodeError as error:
-                raise self._name_record(indices[i], error) from error
+                raise self.name_record(indices[i], error) from error
         return sizes
 
-    def _name_record(self, index: int, error: DecodeError) -> DecodeError:
+    def name_record(self, index: int, error: DecodeError) -> DecodeError:
         store = self.store
         lmdb = isinstance(store, LMDBStore)
         way_out = (

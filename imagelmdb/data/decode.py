@@ -27,6 +27,7 @@ from imagelmdb.store.format import Record
 Box = tuple[int, int, int, int]
 
 _JPEG_START = b"\xff\xd8\xff"
+_FOUR_INKS = ("CMYK", "YCCK")
 _DCT_SCALES = (8, 4, 2)  # only these have SIMD in libjpeg-turbo
 # Two of ImageNet's files; what the decoder made of them is whole.
 _JUNK_AT_END = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
@@ -112,6 +113,16 @@ def read_size(record: Record) -> tuple[int, int]:
         raise DecodeError(str(error)) from error
 
 
+def is_plain_jpeg(data: bytes | memoryview) -> bool:
+    """Whether this is a JPEG of colours or greys that any decoder takes; DecodeError on a broken header."""
+    if data[:3] != _JPEG_START:
+        return False
+    try:
+        return simplejpeg.decode_jpeg_header(data)[2] not in _FOUR_INKS
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
+
+
 def _decode_jpeg(data: bytes | memoryview, scale: int) -> np.ndarray:
     try:
         if scale == 1:
@@ -126,11 +137,9 @@ def _decode_jpeg(data: bytes | memoryview, scale: int) -> np.ndarray:
 def _decode_file(data: memoryview, scale: int) -> np.ndarray:
     """Bytes as they come in folders and in older tools' stores: also CMYK, and other formats than JPEG."""
     try:
-        if data[:3] != _JPEG_START or simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK"):
+        if not is_plain_jpeg(data):
             return np.array(_open_with_pillow(data))[scale // 2 :: scale, scale // 2 :: scale]
         return _decode_jpeg(data, scale)
-    except ValueError as error:
-        raise DecodeError(str(error)) from error
     except DecodeError as error:
         junk = _JUNK_AT_END.search(str(error))
         if not junk:

@@ -26,7 +26,7 @@ from .sampler import Sampler
 from .shards import find_local_shards, place_shards
 from .signals import heed_parent_alone
 
-DECODERS = ("cpu", "pillow")
+DECODERS = ("cpu", "gpu", "pillow")
 BATCHES_PER_WORKER = 2  # that are ready or in the making
 
 
@@ -85,7 +85,7 @@ def make_train_loader(
         pillow=_check_decoder(decode) == "pillow",
         prefetch_steps=BATCHES_PER_WORKER * max(workers, 1) if prefetch_pages else 0,
     )
-    return Loader(dataset, size, workers=workers, pin_memory=pin_memory, start_method=start_method)
+    return _make_loader(dataset, size, decode, workers, pin_memory, start_method)
 
 
 def make_eval_loader(
@@ -110,7 +110,7 @@ def make_eval_loader(
         len(store), batch_size=batch_size, rank=rank, world_size=world_size, shuffle="none", keep_last=True
     )
     dataset = BatchDataset(store, sampler, EvalCrop(resize), pillow=_check_decoder(decode) == "pillow")
-    return Loader(dataset, size, workers=workers, pin_memory=pin_memory, start_method=start_method)
+    return _make_loader(dataset, size, decode, workers, pin_memory, start_method)
 
 
 class Loader:
@@ -187,6 +187,21 @@ class _Requests:
         for step in range(self._start, self._sampler.steps_per_epoch):
             if self._sampler.positions(step):
                 yield Request(self._epoch, step, self._size)
+
+
+def _make_loader(
+    dataset: BatchDataset,
+    size: int,
+    decode: str,
+    workers: int,
+    pin_memory: bool,
+    start_method: str | None,
+) -> Loader:
+    if decode == "gpu":
+        from .dali_loader import make_dali_loader  # which imports this module
+
+        return make_dali_loader(dataset, size, workers=workers, start_method=start_method)
+    return Loader(dataset, size, workers=workers, pin_memory=pin_memory, start_method=start_method)
 
 
 def _open_store(path: str | Path, lmdb: bool, *, partial: bool = False) -> LMDBStore | FolderStore:
