@@ -133,7 +133,7 @@ class Logger:
         line = {"event": event, "step": step, "seconds": seconds} | values
         self._file.write(_line(line))
         self._file.flush()
-        numbers = {k: v for k, v in values.items() if isinstance(v, float) and k != "epoch"}
+        numbers = {k: v for k, v in values.items() if isinstance(v, float)}
         if self._tensorboard:
             for key, value in numbers.items():
                 self._tensorboard.add_scalar(f"{event}/{key}", value, step)
