@@ -141,6 +141,18 @@ def test_points_stay_inside_the_chart_and_the_highest_value_is_on_top():
     assert [x for x, _ in places] == sorted(x for x, _ in places)
 
 
+@pytest.mark.parametrize("value", [0.0, 50.0, 100.0])
+def test_the_labels_of_lines_that_end_together_do_not_overlap_and_stay_inside(value):
+    lines = [Line("top-1", [(1, value), (2, value)], "a"), Line("top-5", [(1, 0.0), (2, value)], "b")]
+    svg = draw_lines(
+        [*lines, Line("", [(1, 0.0), (2, 100.0)], "c", faint=True)], x_label="x", y_format="{:g}"
+    )
+    ys = sorted(float(y) for y in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)"', svg))
+    assert len(ys) == 2
+    assert ys[1] - ys[0] >= 12
+    assert 10 < ys[0] and ys[1] < 225  # the axis lies at 216
+
+
 def test_thinned_points_are_means_in_order():
     points = [(float(i), float(i % 2)) for i in range(1000)]
     thinned = thin_out(points, most=100)

@@ -9,7 +9,7 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 86, 14, 34  # margins: tick labels, the lines' own labels
+LEFT, RIGHT, TOP, BOTTOM = 52, 86, 22, 34  # margins: tick labels, the lines' own labels
 LABEL_GAP = 15  # px between the baselines of two lines' labels
 
 Point = tuple[float, float]
@@ -87,10 +87,10 @@ def _draw_line(line: Line, places: Sequence[Point], y_format: str) -> list[str]:
 
 
 def _draw_labels(ends: Sequence[tuple[Line, Point]]) -> list[str]:
-    """Beside each line's end, moved down where they would overlap."""
-    parts, taken = [], -math.inf
-    for line, (x, y) in sorted(ends, key=lambda end: end[1][1]):
-        taken = max(y + 4, taken + LABEL_GAP)
+    """Beside each line's end, moved up where they would overlap."""
+    parts, taken = [], math.inf
+    for line, (x, y) in sorted(ends, key=lambda end: -end[1][1]):
+        taken = min(y + 4, taken - LABEL_GAP)
         parts.append(
             f'<text class="name" x="{x + 8:.1f}" y="{taken:.1f}" style="fill:var(--{line.colour})">'
             f"{escape(line.label)}</text>"
