@@ -146,7 +146,8 @@ def train(
             verdict = describe_bottleneck(progress, workers=config.workers, lmdb=config.lmdb)
             log.epoch(epoch=epoch, step=trainer.step, verdict=verdict, **values)
             if world.is_main:
-                save_grid(folder, augment.denormalize(augment(*trainer.sample)[0]))
+                if trainer.sample:  # none where a resume found the epoch's steps all done
+                    save_grid(folder, augment.denormalize(augment(*trainer.sample)[0]))
                 write_report(folder)
             progress.begin_next_epoch()
             save(epoch=epoch, best=best)

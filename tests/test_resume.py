@@ -62,6 +62,16 @@ def test_killed_at_random_steps_and_resumed_the_weights_are_bit_identical(tmp_pa
     assert_same_end(whole, killed)
 
 
+def test_a_run_killed_between_an_epochs_last_step_and_its_evaluation_still_evaluates(tmp_path, data):
+    options = [*data, *TINY, "-a", "timm:test_resnet", "--epochs", "1", "--output", str(tmp_path)]
+    assert main.main(options) == 0
+    state, epochs = finish(tmp_path)
+    state["progress"] = {"epoch": 0, "epoch_images": 40, "loss_sum": 40 * epochs[0]["train_loss"]}
+    torch.save(state, tmp_path / "last.pt")
+    assert main.main([*options, "--resume", "auto"]) == 0
+    assert finish(tmp_path)[1] == epochs
+
+
 def test_two_ranks_then_one_then_two_see_the_same_batches(tmp_path, data):
     options = [*data, *TINY, "-a", "timm:test_convnext", "--epochs", "3"]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
