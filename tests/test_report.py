@@ -150,7 +150,7 @@ def test_the_labels_of_lines_that_end_together_do_not_overlap_and_stay_inside(va
     ys = sorted(float(y) for y in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)"', svg))
     assert len(ys) == 2
     assert ys[1] - ys[0] >= 12
-    assert 10 < ys[0] and ys[1] < 225  # the axis lies at 216
+    assert ys[0] > 10 and ys[1] < 225  # the axis lies at 216
 
 
 def test_thinned_points_are_means_in_order():
