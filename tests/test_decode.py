@@ -76,15 +76,15 @@ def test_a_flip_mirrors():
 
 def test_a_raw_crop_touches_only_its_rows():
     class Watched(np.ndarray):
-        asked = None
+        asked = []  # noqa: RUF012
 
         def __getitem__(self, key):
-            Watched.asked = key
+            self.asked.append(key)
             return super().__getitem__(key)
 
     pixels = make_pixels(50, 40).view(Watched)
     read_box(Record(pixels, 0), (3, 5, 20, 10))
-    assert Watched.asked == (slice(5, 15), slice(3, 23))
+    assert Watched.asked[0] == (slice(5, 15), slice(3, 23))
 
 
 def test_evaluation_is_close_to_torchvisions_two_steps():

@@ -129,6 +129,12 @@ def test_a_restart_in_the_middle_of_an_epoch_goes_on_where_it_stopped(store, wor
     assert_same(read(loader, 7, start_step=2), whole[2:])
 
 
+def test_batches_that_are_kept_are_not_written_over(store):
+    kept = list(train_loader(store, workers=2, batch_size=3).epoch(0))
+    assert_same(kept, read(train_loader(store, batch_size=3)))
+    assert kept[0][0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_epochs_and_seeds_differ(store):
     first = read(train_loader(store), 0)[0][0]
     assert not torch.equal(first, read(train_loader(store), 1)[0][0])

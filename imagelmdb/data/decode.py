@@ -57,39 +57,24 @@ def decode(
     if pillow:
         out.copy_(_decode_with_pillow(record, box, size, flip))
         return out
-    pixels = read_box(record, box, _find_scale(box, size) if dct_scale else 1)
-    if not pixels.flags.writeable:  # a view of the mapped file
-        pixels = pixels.copy()
-    # Indexed with None, so that the batch's stride is that of channels_last: torch 2.11 to 2.15 write out of
-    # bounds where the output is channels_last and the input looks like NCHW.
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    pixels, left, top, width, height = _read_pixels(record, box, _find_scale(box, size) if dct_scale else 1)
+    # One view of exactly channels_last strides: torch (2.11 to 2.15) writes out of bounds where the output is
+    # channels_last and the input's strides may also be read as NCHW. And few calls: behind a decode, which
+    # leaves cold caches, each one costs 10 us.
+    row = 3 * pixels.shape[1]
+    image = torch.from_numpy(pixels).as_strided(
+        (1, 3, height, width), (height * row, 1, row, 3), top * row + 3 * left
+    )
     if flip:
         image = image.flip(3)  # of the input, where it is also the copy that the resize needs
-    resize = torch.ops.aten._upsample_bilinear2d_aa.out  # F.interpolate has no out=
-    resize(image, (size, size), False, None, None, out=out[None])
+    resize = torch._C._nn._upsample_bilinear2d_aa  # F.interpolate has no out=
+    resize(image, (size, size), False, None, None, out=out.unsqueeze(0))
     return out
 
 
-def read_box(record: Record, box: Box, scale: int = 1) -> np.ndarray:
-    """The box's pixels, uint8 HWC RGB; shrunk by `scale` (1, 2, 4, 8) if it is not 1 and this is a JPEG."""
-    left, top, width, height = box
-    if isinstance(record.image, np.ndarray):
-        return record.image[top : top + height, left : left + width]
-    if len(record.tiles):
-        try:
-            jpeg, left, top = crop_jpeg(record.image, record.tiles, box, scale=scale)
-        except JPEGError as error:
-            raise DecodeError(str(error)) from error
-        pixels = _decode_jpeg(jpeg, scale)
-    else:
-        pixels = _decode_file(record.image, scale)
-    if scale > 1:
-        left, top, right, bottom = (
-            (edge + scale // 2) // scale for edge in (left, top, left + width, top + height)
-        )
-        return pixels[top:bottom, left:right]
-    if left + width > pixels.shape[1] or top + height > pixels.shape[0]:
-        raise DecodeError(f"box {box} does not lie in an image of {pixels.shape[1]} x {pixels.shape[0]} px")
+def read_box(record: Record, box: Box) -> np.ndarray:
+    """The box's pixels, uint8 HWC RGB."""
+    pixels, left, top, width, height = _read_pixels(record, box, 1)
     return pixels[top : top + height, left : left + width]
 
 
@@ -123,6 +108,28 @@ def is_plain_jpeg(data: bytes | memoryview) -> bool:
         raise DecodeError(str(error)) from error
 
 
+def _read_pixels(record: Record, box: Box, scale: int) -> tuple[np.ndarray, int, int, int, int]:
+    """Pixels around the box, contiguous and writable, and the box in them; JPEGs shrunk by `scale`."""
+    left, top, width, height = box
+    if isinstance(record.image, np.ndarray):
+        return record.image[top : top + height, left : left + width].copy(), 0, 0, width, height
+    if len(record.tiles):
+        try:
+            jpeg, left, top = crop_jpeg(record.image, record.tiles, box, scale=scale)
+        except JPEGError as error:
+            raise DecodeError(str(error)) from error
+        pixels = _decode_jpeg(jpeg, scale)
+    else:
+        pixels = _decode_file(record.image, scale)
+    if scale > 1:
+        edges = (left, top, left + width, top + height)
+        left, top, right, bottom = ((edge + scale // 2) // scale for edge in edges)
+        width, height = right - left, bottom - top
+    if left + width > pixels.shape[1] or top + height > pixels.shape[0]:
+        raise DecodeError(f"box {box} does not lie in an image of {pixels.shape[1]} x {pixels.shape[0]} px")
+    return pixels, left, top, width, height
+
+
 def _decode_jpeg(data: bytes | memoryview, scale: int) -> np.ndarray:
     try:
         if scale == 1:
@@ -138,7 +145,7 @@ def _decode_file(data: memoryview, scale: int) -> np.ndarray:
     """Bytes as they come in folders and in older tools' stores: also CMYK, and other formats than JPEG."""
     try:
         if not is_plain_jpeg(data):
-            return np.array(_open_with_pillow(data))[scale // 2 :: scale, scale // 2 :: scale]
+            return np.array(_open_with_pillow(data))[scale // 2 :: scale, scale // 2 :: scale].copy()
         return _decode_jpeg(data, scale)
     except DecodeError as error:
         junk = _JUNK_AT_END.search(str(error))

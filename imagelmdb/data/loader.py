@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from imagelmdb.errors import UserError
 from imagelmdb.store.reader import LMDBStore
 
-from .batch import BatchDataset, EvalCrop, Request, TrainCrop, Transform
+from .batch import BatchDataset, EvalCrop, Request, TrainCrop, Transform, new_shared
 from .folder import FolderStore
 from .sampler import Sampler
 from .shards import find_local_shards, place_shards
@@ -129,7 +129,12 @@ class Loader:
         self.classes: list[str] = dataset.store.classes
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.images_per_epoch = self.sampler.images_per_epoch
-        self._requests = _Requests(self.sampler)
+        slots = 0
+        if workers and isinstance(dataset, BatchDataset):
+            slots = BATCHES_PER_WORKER * workers + 1  # one more than the DataLoader has under way
+            largest = -(-self.sampler.batch_size // self.sampler.world_size) * size * size * 3
+            dataset.slots = [new_shared(largest) for _ in range(slots)]
+        self._requests = _Requests(self.sampler, slots)
         self._batches = DataLoader(
             dataset,
             batch_sampler=self._requests,
@@ -158,6 +163,8 @@ class Loader:
                 raise LoaderError(self._explain_death(request, error)) from error
             if isinstance(batch, UserError):
                 raise batch
+            if request.slot is not None and batch[0].is_shared():  # not pinned, so no copy yet
+                batch = batch[0].clone(), batch[1]  # before the next request may take the slot
             yield batch
 
     def close(self) -> None:
@@ -176,17 +183,18 @@ class Loader:
 class _Requests:
     """The DataLoader's batch sampler: an epoch's requests, set anew for each epoch."""
 
-    def __init__(self, sampler: Sampler):
-        self._sampler = sampler
+    def __init__(self, sampler: Sampler, slots: int):
+        self._sampler, self._slots = sampler, slots
         self.set(0, 0, 0)
 
     def set(self, epoch: int, start_step: int, size: int) -> None:
         self._epoch, self._start, self._size = epoch, start_step, size
 
     def __iter__(self) -> Iterator[Request]:
-        for step in range(self._start, self._sampler.steps_per_epoch):
+        for number, step in enumerate(range(self._start, self._sampler.steps_per_epoch)):
             if self._sampler.positions(step):
-                yield Request(self._epoch, step, self._size)
+                slot = number % self._slots if self._slots else None
+                yield Request(self._epoch, step, self._size, slot)
 
 
 def _make_loader(

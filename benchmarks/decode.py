@@ -1,0 +1,175 @@
+"""How fast does one core make training crops? Ours on three stores, against ImageFolder and full decodes.
+
+python benchmarks/decode.py [--images 512] [--rounds 5] [--json FILE]
+
+Generated photos with ImageNet's sizes, 4:4:4 at quality 96; RandomResizedCrop(224) and a flip. A floor is the
+same decoder and resize on a JPEG that holds just the MCUs under the box (raw: on the box's pixels), lying in
+memory. CPU time of one process; all rows take turns on the same 32 images, ratios are medians over the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import simplejpeg
+import torch
+from table import print_table
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from imagelmdb.data.batch import BatchDataset, Request, TrainCrop
+from imagelmdb.data.decode import decode
+from imagelmdb.data.folder import FolderStore
+from imagelmdb.data.plan import plan_train
+from imagelmdb.data.sampler import Sampler
+from imagelmdb.jpeg.crop import crop_jpeg
+from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.sample import make_jpegs
+from imagelmdb.store.convert import convert
+from imagelmdb.store.encode import Encoding
+from imagelmdb.store.format import Record
+from imagelmdb.store.reader import LMDBStore
+from imagelmdb.store.sources import open_source
+
+SIZE = 224  # px
+TURN = 32  # images
+STORES = {
+    "lossless": Encoding(),
+    "q90, 500 px": Encoding(quality=90, max_size=500),
+    "raw": Encoding("raw"),
+}
+BASELINE, FULL = "ImageFolder, Pillow, torchvision transforms", "full decode only"
+
+Prepare = Callable[[int, int], Callable]  # (epoch, turn) -> what is timed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        tree, stores = write_images(Path(folder), options.images // TURN * TURN)
+        rows = measure(tree, stores, options.images // TURN, options.rounds)
+    print_table("Training crops by one core", rows, options.json)
+
+
+def write_images(folder: Path, count: int) -> tuple[Path, dict[str, Path]]:
+    """The same photos as a tree and as stores."""
+    tree = folder / "tree"
+    (tree / "class").mkdir(parents=True)
+    for number, jpeg in enumerate(make_jpegs(count, plain=True)):
+        (tree / "class" / f"{number:06d}.JPEG").write_bytes(jpeg)
+    stores = {name: folder / f"{how.encoding}-{how.quality}.lmdb" for name, how in STORES.items()}
+    for name, path in stores.items():
+        convert(open_source(tree), path, how=STORES[name], workers=0)
+    return tree, stores
+
+
+def measure(tree: Path, paths: dict[str, Path], turns: int, rounds: int) -> list[dict]:
+    files, stores = FolderStore(tree), {name: LMDBStore(path) for name, path in paths.items()}
+    ways = {BASELINE: image_folder(tree), FULL: full_decode(files), "full decode and resize": ours(files)}
+    for name, store in stores.items():
+        ways[f"ours, {name}"] = ours(store)
+        ways[f"floor, {name}"] = floor(store)
+    seconds = {name: [] for name in ways}
+    for epoch, turn in product(range(-1, rounds), range(turns)):
+        for name in random.sample(list(ways), len(ways)):
+            run = ways[name](epoch, turn)
+            started = time.process_time()
+            run()
+            if epoch >= 0:  # the round before warms up
+                seconds[name].append(time.process_time() - started)
+    bytes_of = {f"ours, {name}": path.stat().st_size for name, path in paths.items()}
+    whole = sum(len(files[i].image) for i in range(len(files)))
+    return [make_row(name, seconds, bytes_of.get(name, 0) / whole or None) for name in ways]
+
+
+def make_row(name: str, seconds: dict[str, list[float]], size: float | None) -> dict:
+    def times(other: str | None) -> float | None:
+        pairs = zip(seconds[other], seconds[name], strict=True) if other in seconds else ()
+        return median([a / b for a, b in pairs] or [float("nan")]) if other in seconds else None
+
+    return {
+        "way": name,
+        "images/s": TURN / median(seconds[name]),
+        "x ImageFolder": times(BASELINE),
+        "x full decode": times(FULL),
+        "of its floor": times(name.replace("ours", "floor")) if name.startswith("ours") else None,
+        "store size": size,
+    }
+
+
+def image_folder(tree: Path) -> Prepare:
+    chain = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
+    dataset = ImageFolder(tree, transforms.Compose(chain))
+
+    def prepare(_: int, turn: int) -> Callable:
+        def run() -> None:
+            for i in range(turn * TURN, (turn + 1) * TURN):
+                dataset[i]
+
+        return run
+
+    return prepare
+
+
+def full_decode(files: FolderStore) -> Prepare:
+    def prepare(_: int, turn: int) -> Callable:
+        jpegs = [bytes(files[i].image) for i in range(turn * TURN, (turn + 1) * TURN)]
+
+        def run() -> None:
+            for jpeg in jpegs:
+                simplejpeg.decode_jpeg(jpeg, "RGB")
+
+        return run
+
+    return prepare
+
+
+def ours(store: LMDBStore | FolderStore) -> Prepare:
+    """The very batches of training: order, plan, read, slice, decode, resize."""
+    dataset = BatchDataset(store, Sampler(len(store), batch_size=TURN, shuffle="none"), TrainCrop())
+    return lambda epoch, turn: lambda: dataset.__getitems__(Request(epoch, turn, SIZE))
+
+
+def floor(store: LMDBStore) -> Prepare:
+    images = torch.empty((TURN, SIZE, SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+
+    def prepare(epoch: int, turn: int) -> Callable:
+        rows = np.arange(turn * TURN, (turn + 1) * TURN)
+        boxes, flips = plan_train(0, epoch, rows, store.sizes[rows])
+        crops = [cut_out(store[i], tuple(box)) for i, box in zip(rows, boxes.tolist(), strict=True)]
+
+        def run() -> None:
+            for image, (record, box), flip in zip(images, crops, flips.tolist(), strict=True):
+                decode(record, box, SIZE, flip=flip, out=image)
+
+        return run
+
+    return prepare
+
+
+def cut_out(record: Record, box: tuple[int, int, int, int]) -> tuple[Record, tuple[int, int, int, int]]:
+    """An untiled JPEG of just the MCUs under the box, with the decoder's margin; or the box's pixels."""
+    left, top, width, height = box
+    if isinstance(record.image, np.ndarray):
+        pixels = record.image[top : top + height, left : left + width].copy()
+        return Record(pixels, 0), (0, 0, width, height)
+    fine = tile_jpeg(bytes(record.image), tile_width=1)
+    jpeg, left, top = crop_jpeg(fine.data, fine.index, box)
+    return Record(memoryview(tile_jpeg(jpeg, tile_width=1 << 16).data), 0), (left, top, width, height)
+
+
+if __name__ == "__main__":
+    main()
