@@ -15,7 +15,7 @@ from pathlib import Path
 from imagelmdb.errors import UserError, run_command
 from imagelmdb.store.convert import Report, convert
 from imagelmdb.store.encode import Encoding
-from imagelmdb.store.sources import open_source
+from imagelmdb.store.sources import Source, open_source
 
 EXAMPLES = """\
 examples:
@@ -44,14 +44,13 @@ def __getattr__(name: str):
 def main() -> int:
     options = parse_options()
     dataset, output = choose_paths(options)
-    encoding = "raw" if options.encoding == "numpy" else options.encoding
-    how = Encoding(encoding, not options.no_tile, options.max_size, options.quality)
     if sys.stderr.isatty():  # half a minute for ImageNet's tars
         print(f"listing {dataset} ...", file=sys.stderr)
+    source = open_source(dataset, devkit=options.devkit)
     report = convert(
-        open_source(dataset, devkit=options.devkit),
+        source,
         output,
-        how=how,
+        how=choose_encoding(options, source),
         workers=options.workers,
         shards=options.shards,
         shuffle=options.shuffle,
@@ -90,8 +89,8 @@ def parse_options() -> argparse.Namespace:
         "--encoding",
         "--save-as",
         choices=("jpeg", "raw", "numpy"),
-        default="jpeg",
-        help="jpeg, or raw pixels (numpy is another word for raw): about 5 times the size, fastest to read",
+        help="jpeg, or raw pixels (numpy is another word for raw): about 5 times the size, fastest to read; "
+        "default: jpeg, and raw from a store of raw pixels",
     )
     stored.add_argument("--max-size", type=int, metavar="PX", help="shrink images to this longest side")
     stored.add_argument(
@@ -129,6 +128,12 @@ def choose_paths(options: argparse.Namespace) -> tuple[Path, Path]:
         output = options.output or Path(options.to_dir or root) / f"{options.split}.lmdb"
         return root / options.split, Path(output).expanduser()
     raise UserError("say what to convert: --dataset PATH -o STORE, or -f ROOT -s SPLIT")
+
+
+def choose_encoding(options: argparse.Namespace, source: Source) -> Encoding:
+    stored = {None: getattr(source, "encoding", "jpeg"), "numpy": "raw"}
+    encoding = stored.get(options.encoding, options.encoding)
+    return Encoding(encoding, not options.no_tile, options.max_size, options.quality)
 
 
 def print_summary(report: Report) -> None:

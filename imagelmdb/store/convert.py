@@ -65,10 +65,11 @@ def convert(
 ) -> Report:
     """Write a store of every item of `source`, or go on with one that was interrupted.
 
-    Bad items leave the store unfinished (report.complete is False) unless `skip_bad`. Raise UserError
-    before anything is touched where the output does not fit, DiskFullError where there is no room.
+    how: by default losslessly tiled JPEGs, or raw pixels from a store of them. Bad items leave the store
+    unfinished (report.complete is False) unless `skip_bad`. Raise UserError before anything is touched where
+    the output does not fit, DiskFullError where there is no room.
     """
-    how = how or Encoding()
+    how = how or Encoding(getattr(source, "encoding", "jpeg"))
     workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 0 or shards < 1 or not len(source):
         raise UserError(f"{workers} workers, {shards} shards, {len(source)} images: too few to convert")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import filelock
@@ -44,8 +45,9 @@ class Output:
         return self
 
     def __exit__(self, *_) -> None:
+        with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
+            Path(self._lock.lock_file).unlink(missing_ok=True)  # before another may take it
         self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def _check(self) -> list[Path]:
         """Files to remove first; UserError where the output holds what must stay."""

@@ -17,6 +17,7 @@ class StoreSource:
         self.store = store if isinstance(store, LMDBStore) else LMDBStore(store)
         self.description = f"store {self.store.path}"
         self.classes = list(self.store.classes)
+        self.encoding = self.store.encoding
 
     def __len__(self) -> int:
         return len(self.store)
