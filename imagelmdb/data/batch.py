@@ -135,7 +135,9 @@ class BatchDataset(Dataset):
             return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
         storage = None if slot is None else self.slots[slot]
         if storage is None or storage.nbytes() < np.prod(shape):  # a larger size than the slots are made for
-            storage = new_shared(int(np.prod(shape)))
+            storage = torch.UntypedStorage._new_shared(
+                int(np.prod(shape))
+            )  # as torch's collate does
         flat = torch.empty(0, dtype=torch.uint8).set_(storage)
         return flat[: int(np.prod(shape))].view(shape).permute(0, 3, 1, 2)
 
@@ -180,8 +182,8 @@ class BatchDataset(Dataset):
                 image.copy_(result)
 
 
-def new_shared(size_bytes: int) -> torch.UntypedStorage:
-    """Shared memory as torch's own collate function takes it; it is not mapped anew on its way back."""
+def make_slot(size_bytes: int) -> torch.UntypedStorage:
+    """Shared memory that is not mapped anew when a worker sends it back."""
     storage = torch.UntypedStorage._new_shared(size_bytes)
     if torch.multiprocessing.get_sharing_strategy() == "file_descriptor":
         file, _ = storage._share_fd_cpu_()

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from imagelmdb.errors import UserError
 from imagelmdb.store.reader import LMDBStore
 
-from .batch import BatchDataset, EvalCrop, Request, TrainCrop, Transform, new_shared
+from .batch import BatchDataset, EvalCrop, Request, TrainCrop, Transform, make_slot
 from .folder import FolderStore
 from .sampler import Sampler
 from .shards import find_local_shards, place_shards
@@ -133,7 +133,7 @@ class Loader:
         if workers and isinstance(dataset, BatchDataset):
             slots = BATCHES_PER_WORKER * workers + 1  # one more than the DataLoader has under way
             largest = -(-self.sampler.batch_size // self.sampler.world_size) * size * size * 3
-            dataset.slots = [new_shared(largest) for _ in range(slots)]
+            dataset.slots = [make_slot(largest) for _ in range(slots)]
         self._requests = _Requests(self.sampler, slots)
         self._batches = DataLoader(
             dataset,
