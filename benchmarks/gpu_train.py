@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from statistics import fmean, harmonic_mean
 
-import torch
 from gpu_setup import EPOCH_IMAGES, Setup
 
 from imagelmdb.config import Config
@@ -19,7 +19,7 @@ from imagelmdb.train.progress import Reading
 from imagelmdb.train.world import World
 
 WARM_STEPS = 40  # compiling, cuDNN's tries, workers that start
-READINGS = 5  # of the timed steps; the median counts
+READINGS = 5  # of the timed steps
 
 
 def time_training(setup: Setup) -> Iterator[tuple[str, list[dict]]]:
@@ -57,7 +57,7 @@ def train_from_each(config: Config, world: World, *, setup: Setup, rows: list[di
     for source in ("dummy", "cpu decode", "gpu decode"):
         with contextlib.closing(make_source(source, setup)) as loader:
             readings = take_steps(config, world, model, augment, loader, setup.steps)
-        rate = median([reading.images_per_sec for reading in readings])
+        rate = harmonic_mean(reading.images_per_sec for reading in readings)  # each of as many images
         base = base or rate
         rows.append(
             {
@@ -65,7 +65,7 @@ def train_from_each(config: Config, world: World, *, setup: Setup, rows: list[di
                 "images from": source,
                 "images/s": rate,
                 "of dummy": rate / base,
-                "data wait": median([reading.data_wait for reading in readings]),
+                "data wait": fmean(reading.data_wait for reading in readings),
             }
         )
 
@@ -91,7 +91,3 @@ def take_steps(config, world, model, augment, loader, steps: int) -> list[Readin
     trainer = make_trainer(config, model, prepare=augment, steps_per_epoch=count, world=world)
     trainer.train_epoch(loader.epoch(0), read_every=every, on_reading=readings.append)
     return readings[warm:]
-
-
-def median(values: list[float]) -> float:
-    return float(torch.tensor(values).median())
