@@ -80,10 +80,19 @@ def test_prior_bias_starts_each_class_at_one_over_their_number():
     assert model.fc.bias.tolist() == pytest.approx([-math.log(10)] * 10)
 
 
-def test_memory_format_and_sync_bn_follow_the_options():
-    model = build(arch="resnet18", channels_last=True, sync_bn=True)
-    assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    assert isinstance(model.bn1, nn.SyncBatchNorm)
-    assert not build(arch="resnet18", channels_last=False).conv1.weight.is_contiguous(
-        memory_format=torch.channels_last
-    )
+def test_the_memory_format_follows_the_option():
+    for channels_last in (True, False):
+        weight = build(arch="resnet18", channels_last=channels_last).layer1[0].conv1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+
+
+def test_sync_bn_without_a_gpu_is_one_line():
+    with pytest.raises(UserError, match="--sync-bn needs GPUs"):
+        build(arch="resnet18", sync_bn=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="SyncBatchNorm needs a GPU")
+def test_sync_bn_replaces_every_batchnorm_on_a_gpu():
+    model = make_model(Config(sync_bn=True), classes=10, device=torch.device("cuda"))
+    norms = [m for m in model.modules() if "BatchNorm" in type(m).__name__]
+    assert norms and all(isinstance(m, nn.SyncBatchNorm) for m in norms)
