@@ -135,9 +135,7 @@ class BatchDataset(Dataset):
             return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
         storage = None if slot is None else self.slots[slot]
         if storage is None or storage.nbytes() < np.prod(shape):  # a larger size than the slots are made for
-            storage = torch.UntypedStorage._new_shared(
-                int(np.prod(shape))
-            )  # as torch's collate does
+            storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # as torch's collate does
         flat = torch.empty(0, dtype=torch.uint8).set_(storage)
         return flat[: int(np.prod(shape))].view(shape).permute(0, 3, 1, 2)
 
