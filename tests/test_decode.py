@@ -51,7 +51,7 @@ def test_tiled_whole_and_raw_give_the_same_pixels_and_pillow_nearly_the_same(opt
 
 
 def test_resize_is_torchs_for_boxes_of_every_small_shape_and_stays_inside_its_place():
-    """torch writes out of bounds where it takes the input for NCHW, so every odd shape is tried in a batch."""
+    """torch writes out of bounds where it takes the input for NCHW, so odd shapes are tried in a batch."""
     pixels = make_pixels(40, 40)
     record = raw_record(pixels)
     for size in (1, 2, 3, 24):
