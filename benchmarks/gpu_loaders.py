@@ -70,11 +70,13 @@ def time_loaders(setup: Setup) -> Tables:
         with contextlib.closing(setup.make_loader(how, workers=most, lmdb=False)) as loader:
             rows.append(make_row(f"{how} decode, files", most, loader.epoch(0), setup))
             yield TITLE, rows
-    others = {
-        f"plain DALI, files, hw_decoder_load {load}": read_plain_dali(setup, most, load)
-        for load in (0.65, DaliOptions().hw_decoder_load)  # DALI's default, and ours
-    }
-    for what, batches in (others | {"torchvision's decode_jpeg": read_torchvision(setup, most)}).items():
+    others = {"torchvision's decode_jpeg": read_torchvision(setup, most)}
+    for region in (False, True):  # nvImageCodec 0.9 may crash on regions, so these come last
+        for load in (0.65, DaliOptions().hw_decoder_load):  # DALI's default, and ours
+            how = "regions" if region else "whole images"
+            what = f"plain DALI, files, {how}, hw_decoder_load {load}"
+            others[what] = read_plain_dali(setup, most, load, region=region)
+    for what, batches in others.items():
         with contextlib.closing(batches):
             rows.append(make_row(what, most, batches, setup))
             yield TITLE, rows
@@ -118,11 +120,10 @@ def used_memory() -> float:
     return (total - free) / 1e6
 
 
-def read_plain_dali(setup: Setup, threads: int, hw_decoder_load: float) -> Iterator:
-    """What DALI's own example does: its file reader, a random crop as it decodes, a resize, a flip."""
+def read_plain_dali(setup: Setup, threads: int, hw_decoder_load: float, *, region: bool) -> Iterator:
+    """DALI's own file reader, random crop, resize and flip; it decodes whole images or the crops alone."""
     from nvidia.dali import Pipeline, fn, types
 
-    kind = "cpu" if setup.device_id is None else "mixed"
     pipeline = Pipeline(
         batch_size=setup.batch_size,
         num_threads=threads,
@@ -130,18 +131,19 @@ def read_plain_dali(setup: Setup, threads: int, hw_decoder_load: float) -> Itera
         prefetch_queue_depth=2,
         exec_dynamic=True,
     )
+    crop = {"random_area": [0.08, 1.0], "random_aspect_ratio": [3 / 4, 4 / 3], "num_attempts": 10}
+    decoder = {
+        "device": "cpu" if setup.device_id is None else "mixed",
+        "output_type": types.RGB,
+        "hw_decoder_load": hw_decoder_load,
+    }
+    size = [setup.size, setup.size]
     with pipeline:
         jpegs, labels = fn.readers.file(file_root=str(setup.tree / "train"), random_shuffle=True)
-        images = fn.decoders.image_random_crop(
-            jpegs,
-            device=kind,
-            output_type=types.RGB,
-            random_area=[0.08, 1.0],
-            random_aspect_ratio=[3 / 4, 4 / 3],
-            num_attempts=10,
-            hw_decoder_load=hw_decoder_load,
-        )
-        images = fn.resize(images, size=[setup.size, setup.size])
+        if region:
+            images = fn.resize(fn.decoders.image_random_crop(jpegs, **decoder, **crop), size=size)
+        else:
+            images = fn.random_resized_crop(fn.decoders.image(jpegs, **decoder), size=size, **crop)
         pipeline.set_outputs(fn.flip(images, horizontal=fn.random.coin_flip()), labels)
     while True:
         images, labels = pipeline.run()

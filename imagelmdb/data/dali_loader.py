@@ -174,7 +174,8 @@ class _Pipeline:
                 preallocate_width_hint=largest[0],
                 preallocate_height_hint=largest[1],
             )
-            # Sliced before the resize, which would mix in pixels from outside a mere region of interest.
+            # Not decoders.image_slice: nvImageCodec 0.9 fails at regions on some GPUs (its issue 55). Not a
+            # region in the resize either, which would mix in pixels from outside of it.
             images = fn.slice(images, start=starts, shape=shapes, axes=(0, 1))
             self.dali.set_outputs(fn.resize(images, size=sizes))
         self.dali.build()
