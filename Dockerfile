@@ -1,0 +1,24 @@
+# Convert and train in a container, on all GPUs of the machine or on its CPUs.
+#   docker build -t imagelmdb .
+#   docker build -t imagelmdb --build-arg BASE=nvcr.io/nvidia/pytorch:YY.MM-py3 .
+#   docker run --rm -v /data:/data imagelmdb convert --dataset /data/train -o /data/train-lmdb
+#   bash scripts/train_docker.sh --train /data/train-lmdb --val /data/val-lmdb --lmdb
+ARG BASE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime
+FROM ${BASE}
+
+# Any user may run the image, also one whom it does not know: caches go to /tmp, and torch.compile names them by USER.
+ENV HOME=/tmp USER=trainer PYTHONUNBUFFERED=1 PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /app
+
+# A layer of its own: a change of the code leaves it as it is. torch and torchvision are the base's.
+COPY pyproject.toml ./
+RUN python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*(r for r in p["dependencies"] + p["optional-dependencies"]["dali"] if not r.startswith("torch")), sep="\n")' \
+        > /tmp/requirements.txt \
+    && python3 -m pip install --no-cache-dir --requirement /tmp/requirements.txt \
+    && rm /tmp/requirements.txt
+
+COPY . .
+RUN useradd --uid 10001 --home-dir /tmp --no-create-home trainer && mkdir runs && chown trainer runs
+USER 10001
+ENTRYPOINT ["bash", "/app/scripts/docker_entry.sh"]

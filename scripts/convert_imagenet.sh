@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# From ImageNet's three official files to two verified stores, OUT/train-lmdb and OUT/val-lmdb; nothing is extracted.
+#
+#   bash scripts/convert_imagenet.sh TRAIN.tar VAL.tar DEVKIT.tar.gz OUT [OPTIONS OF folder2lmdb.py]
+#   bash scripts/convert_imagenet.sh ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar \
+#       ILSVRC2012_devkit_t12.tar.gz /data/imagenet
+#
+#   --no-md5           do not compare the files with their published md5 sums
+#   --train-count N    images to expect (default: 1281167)
+#   --val-count N      (default: 50000)
+#   --classes N        (default: 1000)
+#
+# These stand before TRAIN.tar. Options after OUT, such as --workers 16 or --max-size 500 --quality 90, hold for both
+# stores. Stopped at any moment, the same command goes on where it was; OUT/checked.txt remembers what passed.
+# Environment: PYTHON, the interpreter (default: .venv/bin/python where it is there, else python3).
+# Exit codes: 0 both stores are verified, 1 a check failed, 2 wrong use, 3 some images are damaged, 4 disk full.
+set -euo pipefail
+
+fail() {
+    echo "error: $*" >&2
+    exit "${code:-2}"
+}
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=$root/.venv/bin/python
+[ -x "$python" ] || python=python3
+python=${PYTHON:-$python}
+
+md5=1
+train_count=1281167
+val_count=50000
+classes=1000
+while [ $# -gt 0 ]; do
+    case $1 in
+        -h | --help)
+            awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+            exit
+            ;;
+        --no-md5)
+            md5=
+            shift
+            continue
+            ;;
+        --train-count | --val-count | --classes) ;;
+        -*) fail "unknown option $1; options of folder2lmdb.py stand after OUT" ;;
+        *) break ;;
+    esac
+    [[ ${2-} =~ ^[1-9][0-9]*$ ]] || fail "$1 ${2-}: give a number"
+    case $1 in
+        --train-count) train_count=$2 ;;
+        --val-count) val_count=$2 ;;
+        --classes) classes=$2 ;;
+    esac
+    shift 2
+done
+[ $# -ge 4 ] || fail "give TRAIN.tar VAL.tar DEVKIT.tar.gz OUT; --help says more"
+train=$1
+val=$2
+devkit=$3
+out=$4
+shift 4
+for file in "$train" "$val" "$devkit"; do
+    [ -r "$file" ] && [ -f "$file" ] || fail "$file is not there, or cannot be read"
+done
+mkdir -p "$out" || fail "cannot write $out"
+checked=$out/checked.txt
+
+run() {
+    printf '%q ' "$@"
+    echo
+    "$@"
+}
+
+# once NOTE CHECK...: run the check, unless it has passed for this very thing before.
+once() {
+    if grep -qsxF "$1" "$checked"; then
+        echo "passed before: $1"
+        return
+    fi
+    "${@:2}"
+    echo "$1" >>"$checked"
+}
+
+check_md5() { # FILE SUM
+    local note
+    note=$("$python" -c 'import os, sys; s = os.stat(sys.argv[1]); print(s.st_size, s.st_mtime_ns)' "$1")
+    once "md5 $2 $note $1" compare_md5 "$1" "$2"
+}
+
+compare_md5() {
+    local found
+    echo "md5 of $1 ($(du -hL "$1" | cut -f1))"
+    if command -v md5sum >/dev/null; then
+        found=$(md5sum <"$1")
+    else
+        found=$(md5 -q "$1")
+    fi
+    [ "${found%% *}" = "$2" ] || code=1 fail "$1 has the md5 sum ${found%% *}, not $2: download it again (or --no-md5)"
+}
+
+# The field of `info --json` of a store; nothing where there is no store.
+ask() {
+    "$python" -c '
+import json, subprocess, sys
+info = subprocess.run([sys.executable, "-m", "imagelmdb", "info", "--json", sys.argv[1]], capture_output=True)
+facts = json.loads(info.stdout) if info.returncode == 0 else {}
+value = facts.get(sys.argv[2], "")
+print(len(value) if isinstance(value, list) else value)
+' "$1" "$2"
+}
+
+make_store() { # STORE COUNT OPTIONS OF folder2lmdb.py
+    local store=$1 count=$2
+    shift 2
+    if [ "$(ask "$store" complete)" = True ]; then
+        echo "found $store"
+    else
+        run "$python" "$root/folder2lmdb.py" -o "$store" "$@"
+    fi
+    [ "$(ask "$store" count)" = "$count" ] || code=1 fail "$store has $(ask "$store" count) images, not $count"
+    [ "$(ask "$store" classes)" = "$classes" ] ||
+        code=1 fail "$store has $(ask "$store" classes) classes, not $classes"
+    once "verified $(ask "$store" digest) $store" run "$python" -m imagelmdb verify "$store"
+}
+
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+if [ -n "$md5" ]; then
+    check_md5 "$devkit" fa75699e90414af021442c21a62c3abf
+    check_md5 "$val" 29b22e2961454d5413ddabcf34fc5622
+    check_md5 "$train" 1d675b47d978889d74fa0da5fadfb00e
+fi
+# The small one first: what is wrong shows in minutes.
+make_store "$out/val-lmdb" "$val_count" --dataset "$val" --devkit "$devkit" "$@"
+make_store "$out/train-lmdb" "$train_count" --dataset "$train" "$@"
+echo "train with: --train $out/train-lmdb --val $out/val-lmdb --lmdb"
