@@ -98,29 +98,31 @@ compare_md5() {
     [ "${found%% *}" = "$2" ] || code=1 fail "$1 has the md5 sum ${found%% *}, not $2: download it again (or --no-md5)"
 }
 
-# The field of `info --json` of a store; nothing where there is no store.
-ask() {
-    "$python" -c '
+# Sets complete, images, labels and digest from what the store says of itself; empty where there is no store.
+describe() {
+    complete="" images="" labels="" digest=""
+    read -r complete images labels digest <<<"$("$python" -c '
 import json, subprocess, sys
 info = subprocess.run([sys.executable, "-m", "imagelmdb", "info", "--json", sys.argv[1]], capture_output=True)
 facts = json.loads(info.stdout) if info.returncode == 0 else {}
-value = facts.get(sys.argv[2], "")
-print(len(value) if isinstance(value, list) else value)
-' "$1" "$2"
+if facts.get("complete"):
+    print("yes", facts["count"], len(facts["classes"]), facts["digest"])
+' "$1")" || true
 }
 
 make_store() { # STORE COUNT OPTIONS OF folder2lmdb.py
     local store=$1 count=$2
     shift 2
-    if [ "$(ask "$store" complete)" = True ]; then
+    describe "$store"
+    if [ -n "$complete" ]; then
         echo "found $store"
     else
         run "$python" "$root/folder2lmdb.py" -o "$store" "$@"
+        describe "$store"
     fi
-    [ "$(ask "$store" count)" = "$count" ] || code=1 fail "$store has $(ask "$store" count) images, not $count"
-    [ "$(ask "$store" classes)" = "$classes" ] ||
-        code=1 fail "$store has $(ask "$store" classes) classes, not $classes"
-    once "verified $(ask "$store" digest) $store" run "$python" -m imagelmdb verify "$store"
+    [ "$images" = "$count" ] || code=1 fail "$store has $images images, not $count"
+    [ "$labels" = "$classes" ] || code=1 fail "$store has $labels classes, not $classes"
+    once "verified $digest $store" run "$python" -m imagelmdb verify "$store"
 }
 
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
