@@ -1,7 +1,7 @@
 # Convert and train in a container, on all GPUs of the machine or on its CPUs.
 #   docker build -t imagelmdb .
 #   docker build -t imagelmdb --build-arg BASE=nvcr.io/nvidia/pytorch:YY.MM-py3 .
-#   docker run --rm -v /data:/data imagelmdb convert --dataset /data/train -o /data/train-lmdb
+#   docker run --rm -v /data:/data --user "$(id -u)" imagelmdb convert --dataset /data/train -o /data/train-lmdb
 #   bash scripts/train_docker.sh --train /data/train-lmdb --val /data/val-lmdb --lmdb
 ARG BASE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime
 FROM ${BASE}
@@ -10,11 +10,12 @@ FROM ${BASE}
 ENV HOME=/tmp USER=trainer PYTHONUNBUFFERED=1 PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
 
-# A layer of its own: a change of the code leaves it as it is. torch and torchvision are the base's.
+# The dependencies are a layer that a change of the code leaves as it is. torch and torchvision are the base's.
 COPY pyproject.toml ./
-RUN python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-print(*(r for r in p["dependencies"] + p["optional-dependencies"]["dali"] if not r.startswith("torch")), sep="\n")' \
-        > /tmp/requirements.txt \
+ARG EXTRAS="dali tensorboard"
+RUN python3 -c 'import os, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+extras = [r for e in os.environ["EXTRAS"].split() for r in p["optional-dependencies"][e]]; \
+print(*(r for r in p["dependencies"] + extras if not r.startswith("torch")), sep="\n")' > /tmp/requirements.txt \
     && python3 -m pip install --no-cache-dir --requirement /tmp/requirements.txt \
     && rm /tmp/requirements.txt
 

@@ -90,7 +90,7 @@ run $python main.py --config configs/quickstart.yaml --train "$out/train.lmdb" -
     --output "$out/run" --resume auto "$@"
 
 if ! [ -e "$out/bench.txt" ]; then
-    run $python -m imagelmdb bench --folder "$data/train" --lmdb "$out/train.lmdb" --epochs 2 \
+    run $python -m imagelmdb bench --folder "$data/train" --lmdb "$out/train.lmdb" --epochs 2 --batch-size 16 \
         -o "$out/bench.svg" | tee "$out/bench.partial"
     mv "$out/bench.partial" "$out/bench.txt"
 fi
@@ -106,10 +106,11 @@ events = map(json.loads, (out / "run/log.jsonl").read_text().splitlines())
 top1 = [event["val_top1"] for event in events if event["event"] == "epoch"]
 bench = (out / "bench.txt").read_text()
 for name, rate in re.findall(r"Timings for (.*):[\s\S]*?images/s\s+(\d+)", bench):
-    print(f"{rate:>8} images/s   {name}")
-print(f"{top1[-1]:8.2f} % top-1    after {len(top1)} epochs")
-print(f"   report           {out}/run/report.html")
-print(f"   contact sheet    {out}/sheet.png")
+    print(f"{rate:>8} images/s      {name}")
+print(f"{top1[-1]:8.2f} % top-1       after {len(top1)} epochs")
+for name, file in {"report": "run/report.html", "contact sheet": "sheet.png"}.items():
+    if (out / file).exists():
+        print(f"         {name:14} {out / file}")
 if top1[-1] <= needs:
     sys.exit(f"error: top-1 should be above {needs:g} %")
 ' "$out" "$([ "$data" = "$out/images" ] && [ $# -eq 0 ] && echo 90 || echo -1)"

@@ -3,8 +3,8 @@
     python scripts/torchrun.py main.py --config configs/rn50_90e.yaml --train T --val V --lmdb
 
 Takes torchrun's options; without --nproc-per-node it starts one rank a GPU, or one where there is none.
-torchrun ends with 1 whatever happened. Here: 2 the user's mistake, 3 diverged, 75 stopped by SIGTERM or SIGUSR1
-(run it again), 128 + N for a rank that signal N ended.
+torchrun ends with 1 whatever happened. Here: 2 the user's mistake, 3 diverged, 75 stopped by SIGTERM or
+SIGUSR1 (run it again), 128 + N for a rank that signal N ended.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""The shell scripts as a user starts them: real conversions, and commands recorded where a tool is not here."""
+"""The scripts as a user starts them; a tool that is not here is played by one that prints its arguments."""
 
+import dataclasses
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 from test_sources import make_meta, make_tar, tar_bytes
 
+from imagelmdb.config import Config
 from imagelmdb.sample import make_tree
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +32,7 @@ def run(*command, cwd=ROOT, code=0, path=None, **environ):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == code, done.stdout
     return done.stdout
@@ -45,7 +49,14 @@ def test_every_script_parses(script):
 
 @pytest.mark.parametrize(
     "script",
-    ["quickstart.sh", "convert_imagenet.sh", "train.sh", "train_multinode.sh", "train.slurm", "train_docker.sh"],
+    [
+        "quickstart.sh",
+        "convert_imagenet.sh",
+        "train.sh",
+        "train_multinode.sh",
+        "train.slurm",
+        "train_docker.sh",
+    ],
 )
 def test_every_script_explains_itself(script):
     text = bash(script, "--help")
@@ -111,7 +122,9 @@ def test_an_md5_sum_that_matched_is_not_computed_again_until_the_file_changes(tm
     text = (SCRIPTS / "convert_imagenet.sh").read_text()
     functions = text[text.index("# once NOTE") : text.index("# Sets complete")]
     file = tmp_path / "file"
-    script = f"set -eu; python={sys.executable}; checked={tmp_path}/checked.txt\n{functions}\ncheck_md5 {file} "
+    script = (
+        f"set -eu; python={sys.executable}; checked={tmp_path}/checked.txt\n{functions}\ncheck_md5 {file} "
+    )
     file.write_bytes(b"abc")
     command = ["bash", "-c", script + "900150983cd24fb0d6963f7d28e17f72"]
     assert "md5 of" in run(*command)
@@ -120,7 +133,9 @@ def test_an_md5_sum_that_matched_is_not_computed_again_until_the_file_changes(tm
     assert "md5 of" in run(*command)
 
 
-@pytest.mark.parametrize(("option", "what"), [("--val-count", "2 images, not 3"), ("--classes", "2 classes, not 3")])
+@pytest.mark.parametrize(
+    ("option", "what"), [("--val-count", "2 images, not 3"), ("--classes", "2 classes, not 3")]
+)
 def test_a_count_that_is_not_imagenets_is_an_error(official, tmp_path, option, what):
     options = [*COUNTS, option, 3]
     text = bash("convert_imagenet.sh", "--no-md5", *options, *official, tmp_path / "out", code=1)
@@ -131,3 +146,134 @@ def test_a_count_that_is_not_imagenets_is_an_error(official, tmp_path, option, w
 def test_wrong_use_of_the_conversion_is_one_line(options, tmp_path):
     text = bash("convert_imagenet.sh", *options, cwd=tmp_path, code=2)
     assert text.startswith("error: ") and text.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+# training
+
+
+def test_train_starts_torchrun_with_mains_options_as_they_are():
+    text = bash("train.sh", "--nproc", 2, "--dry-run", "--config", "a b.yaml", "-b", 64)
+    assert text.split() == [
+        *[sys.executable, str(SCRIPTS / "torchrun.py"), "--nproc-per-node", "2", str(ROOT / "main.py")],
+        *["--config", "a\\", "b.yaml", "-b", "64"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "expected"),
+    [
+        (["--hosts", "localhost,b"], {}, "--nnodes 2 .* localhost:29400 .* is_host=1"),
+        ([], {"HOSTS": "localhost b c"}, "--nnodes 3 .* localhost:29400 .* is_host=1"),
+        (["--hosts", "localhost"], {"MASTER_ADDR": "b", "NNODES": 7}, "--nnodes 1 .* localhost:29400"),
+        (["--nproc", 4], {"MASTER_ADDR": "127.0.0.1", "NNODES": 2}, "--nnodes 2 --nproc-per-node 4 "),
+        (["--hosts", "localhost,b", "--node-rank", 1, "--port", 7], {}, "localhost:7 .* is_host=0"),
+        (
+            ["--hosts", "localhost", "--max-restarts", 3, "-b", 8],
+            {},
+            "--max-restarts 3 .*main.py --resume auto -b 8",
+        ),
+        (["--hosts", "192.0.2.1,b"], {}, "is_host=0.* --local-addr"),
+    ],
+)
+def test_many_hosts_meet_where_flags_or_the_environment_say(options, environ, expected):
+    text = bash("train_multinode.sh", "--dry-run", *options, **environ)
+    assert re.search(expected, text.replace("\\", "")), text
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ([], "say which hosts"),
+        (["--hosts"], "--hosts needs a value"),
+        (["--hosts", "no.such.host.invalid,b"], "no.such"),
+    ],
+)
+def test_wrong_use_of_many_hosts_is_one_line(options, problem):
+    text = bash("train_multinode.sh", *options, code=2)
+    assert text.startswith("error: ") and problem in text and text.count("\n") == 1
+
+
+def test_docker_sees_the_data_read_only_and_the_output_writable(tmp_path):
+    (tmp_path / "docker").write_text("#!/bin/sh\n")
+    (tmp_path / "docker").chmod(0o755)
+    (tmp_path / "train-lmdb").mkdir()
+    options = ["--train", "train-lmdb", f"--val={tmp_path}/train-lmdb", "--lmdb", "--output", "out", "-b", 64]
+    text = bash("train_docker.sh", "--image", "mine", *options, cwd=tmp_path, path=tmp_path)
+    store, out = tmp_path / "train-lmdb", tmp_path / "out"
+    assert f"-v {store}:{store}:ro" in text and f"-v {out}:{out} " in text and "--ipc=host" in text
+    assert text.split(" mine ")[1].split() == [
+        *["--train", str(store), "--val", str(store), "--lmdb", "--output", str(out), "-b", "64"]
+    ]
+    assert out.is_dir()
+    text = bash("train_docker.sh", "--train", "nowhere", cwd=tmp_path, path=tmp_path, code=2)
+    assert text == "error: --train nowhere does not exist\n"
+
+
+def test_no_option_of_a_script_hides_one_of_main():
+    names = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Config)}
+    for script in ("train.sh", "train_multinode.sh", "train_docker.sh", "quickstart.sh"):
+        own = set(re.findall(r"^#   (--[a-z-]+)", (SCRIPTS / script).read_text(), re.MULTILINE))
+        assert own and not own & names, script
+
+
+def is_installed(extra: str) -> bool:
+    try:
+        return importlib.util.find_spec({"dali": "nvidia.dali"}.get(extra, extra)) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def overlays_work() -> bool:
+    layers = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w && "
+    layers += "mount -t overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w overlay /mnt"
+    probe = ["unshare", "--mount", "--propagation", "private", "sh", "-c", layers]
+    return bool(shutil.which("unshare")) and subprocess.run(probe, capture_output=True).returncode == 0
+
+
+def test_the_dockerfiles_steps_and_entry_point_work():
+    if not overlays_work():
+        pytest.skip("this machine lets us make no overlay mounts (Linux, root)")
+    extras = [name for name in ("dali", "tensorboard") if is_installed(name)]  # others would be downloads
+    text = run(sys.executable, SCRIPTS / "replay_dockerfile.py", "--build-arg", "EXTRAS=" + " ".join(extras))
+    assert text.splitlines()[-1] == "=> the Dockerfile's steps and its entry point work"
+
+
+# quickstart
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """The project as it is cloned, where .venv is there already: this test's Python."""
+    root = tmp_path / "clone"
+    for name in ("configs", "imagelmdb", "scripts"):
+        shutil.copytree(ROOT / name, root / name)
+    for name in ("folder2lmdb.py", "main.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, root)
+    python = root / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (root / ".venv/installed").touch()
+    return root
+
+
+def test_quickstart_takes_ones_own_folder_and_a_second_run_uses_what_is_there(clone, tree):
+    options = ["--data", tree, "--epochs", 1, "-b", 10, "--warmup-epochs", 0.5]
+    first = run("bash", clone / "scripts/quickstart.sh", *options)
+    out = clone / "sample/own" / tree.name
+    for name in ("train.lmdb", "val.lmdb", "sheet.png", "bench.svg", "run/report.html", "run/log.jsonl"):
+        assert (out / name).exists(), name
+    assert re.search(r"\d+ images/s +ImageFolder\n", first) and "after 1 epoch" in first
+    log = (out / "run/log.jsonl").read_text()
+    second = run("bash", clone / "scripts/quickstart.sh", *options)
+    assert second.count("found ") == 2 and "folder2lmdb.py" not in second and " bench " not in second
+    assert first.splitlines()[-5:] == second.splitlines()[-5:]
+    assert (out / "run/log.jsonl").read_text() == log
+
+
+def test_quickstart_without_a_usable_python_or_folder_is_one_line(clone, tmp_path):
+    text = run("bash", clone / "scripts/quickstart.sh", "--data", tmp_path / "none", code=2)
+    assert text.startswith("error: ") and "none/train" in text and text.count("\n") == 1
+    shutil.rmtree(clone / ".venv")
+    text = run("bash", clone / "scripts/quickstart.sh", code=2, PYTHON="python9")
+    assert text.startswith("error: python9") and text.count("\n") == 1
