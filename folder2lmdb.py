@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from imagelmdb.errors import UserError, run_command
+from imagelmdb.errors import Parser, UserError, run_command
 from imagelmdb.store.convert import Report, convert
 from imagelmdb.store.encode import Encoding
 from imagelmdb.store.sources import Source, open_source
@@ -44,7 +44,7 @@ def __getattr__(name: str):
 def main() -> int:
     options = parse_options()
     dataset, output = choose_paths(options)
-    if sys.stderr.isatty():  # half a minute for ImageNet's tars
+    if sys.stderr and sys.stderr.isatty():  # half a minute for ImageNet's tars
         print(f"listing {dataset} ...", file=sys.stderr)
     source = open_source(dataset, devkit=options.devkit)
     report = convert(
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Turn image classification data into an LMDB store.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -96,7 +96,11 @@ def parse_options() -> argparse.Namespace:
     stored.add_argument(
         "--quality", type=int, metavar="Q", help="re-encode every image as JPEG of this quality"
     )
-    stored.add_argument("--no-tile", action="store_true", help="keep the JPEG files' bytes as they are")
+    stored.add_argument(
+        "--no-tile",
+        action="store_true",
+        help="keep the files' bytes; only headers and end are checked",
+    )
     stored.add_argument("--shards", type=int, default=1, metavar="N", help="a directory of N LMDBs, not one")
     stored.add_argument("--shuffle", action="store_true", help="mix the classes on disk")
     stored.add_argument("--seed", type=int, default=0, help="of --shuffle (default: 0)")
@@ -108,25 +112,28 @@ def parse_options() -> argparse.Namespace:
         "--procs",
         type=int,
         metavar="N",
-        help="processes (default: one a core; 0: this one)",
+        help="threads (default: one a core)",
     )
     run.add_argument("--skip-bad", action="store_true", help="finish without the files that are no images")
     run.add_argument("--force", action="store_true", help="replace a store that is there")
     return parser.parse_args()
 
 
-def choose_paths(options: argparse.Namespace) -> tuple[Path, Path]:
+def choose_paths(options: argparse.Namespace) -> tuple[Path, str]:
     """(dataset, output) from either form of the command line."""
     if options.dataset and not options.folder:
         if not options.output:
             raise UserError("say where the store goes: -o STORE")
-        return Path(options.dataset).expanduser(), Path(options.output).expanduser()
+        if options.split or options.to_dir:
+            raise UserError("-s and --to_dir go with -f; leave them out with --dataset")
+        return Path(options.dataset).expanduser(), options.output
     if options.folder and not options.dataset:
         if not options.split:
             raise UserError("say which folder below -f to convert: -s train")
-        root = Path(options.folder).expanduser()
-        output = options.output or Path(options.to_dir or root) / f"{options.split}.lmdb"
-        return root / options.split, Path(output).expanduser()
+        root, split = Path(options.folder).expanduser(), Path(options.split)
+        if len(split.parts) != 1:
+            raise UserError(f"-s {options.split}: the name of one folder below -f")
+        return root / split, options.output or str(Path(options.to_dir or root) / f"{split}.lmdb")
     raise UserError("say what to convert: --dataset PATH -o STORE, or -f ROOT -s SPLIT")
 
 

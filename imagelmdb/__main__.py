@@ -7,12 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from imagelmdb.errors import UserError, run_command
+from imagelmdb.errors import Parser, UserError, run_command
 from imagelmdb.store.export import export
 from imagelmdb.store.info import describe
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sheet import draw_sheet
-from imagelmdb.store.verify import verify
+from imagelmdb.store.verify import QUICK_RECORDS, verify
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m imagelmdb", description="Look at a store and check it.")
+    parser = Parser(prog="python -m imagelmdb", description="Look at a store and check it.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="count, classes, bytes, encoding, shards, digest")
@@ -32,7 +32,7 @@ def parse_options() -> argparse.Namespace:
     check = commands.add_parser("verify", help="check every byte, decode every record; exit 1 if any is bad")
     check.add_argument("store")
     check.add_argument("--quick", action="store_true", help="the structure, and a thousand records")
-    check.add_argument("--workers", type=int, help="processes (default: one a core)")
+    check.add_argument("--workers", type=int, help="threads (default: one a core)")
     check.set_defaults(command=run_verify)
 
     view = commands.add_parser("view", help="draw a contact sheet with labels")
@@ -80,7 +80,9 @@ def run_verify(options: argparse.Namespace) -> int:
     if problems:
         print(f"{options.store}: {len(problems)} problems", file=sys.stderr)
         return 1
-    print(f"{options.store}: all {len(LMDBStore(options.store))} records are well")
+    count = len(LMDBStore(options.store))
+    checked = f"{QUICK_RECORDS} of {count}" if options.quick and count > QUICK_RECORDS else f"all {count}"
+    print(f"{options.store}: {checked} records are well")
     return 0
 
 

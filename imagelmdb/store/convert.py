@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from imagelmdb.errors import UserError
 from .encode import Encoding
 from .format import FORMAT_VERSION, Meta, digest_arrays
 from .output import Output
-from .parallel import map_in_order
+from .parallel import count_cores, map_in_order
 from .progress import Progress
 from .reader import LMDBStore
 from .rows import Bad, make_row
@@ -70,13 +69,16 @@ def convert(
     the output does not fit, DiskFullError where there is no room.
     """
     how = how or Encoding(getattr(source, "encoding", "jpeg"))
-    workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 0 or shards < 1 or not len(source):
-        raise UserError(f"{workers} workers, {shards} shards, {len(source)} images: too few to convert")
+    workers = count_cores() if workers is None else workers
+    if workers < 0 or shards < 1 or seed < 0 or not len(source):
+        raise UserError(
+            f"{workers} workers, {shards} shards, seed {seed}, {len(source)} images: too few to convert"
+        )
     order = np.random.default_rng(seed).permutation(len(source)) if shuffle else np.arange(len(source))
-    conversion = _identify(source, how, shards, seed if shuffle else None)
-    output = Path(output).expanduser()
-    with Output(output, shards, conversion, force) as layout:
+    conversion = _identify(source, how, shards, order)
+    layout = Output(output, shards, conversion, force)
+    layout.refuse_overlap(source)
+    with layout:
         job = _Job(source, how, order, conversion, layout)
         try:
             return job.run(workers, skip_bad, progress)
@@ -100,18 +102,18 @@ class _Job:
         report = Report(self.output.path, errors_file=self.output.errors_file)
         for file in self.output.files:
             self.writers.append(ShardWriter(file, self.conversion, self.source.description))
+        finished = next((writer.finished for writer in self.writers if writer.finished), None)
+        if finished:  # a kill came between the last transactions of two shards: all was decided by then
+            self._finish(report, finished)
+            return report
         todo = self._todo()
         with Progress(len(self.order), len(self.order) - len(todo), show_progress) as progress:
             self._write_all(todo, workers, report, progress)
         report.seconds = time.monotonic() - started
         _write_errors(self.output.errors_file, report.bad)
         report.reencoded = [note for writer in self.writers for note in writer.notes()]
-        stored = sum(writer.count() for writer in self.writers)
-        if not stored:
-            raise UserError(f"none of {len(self.order)} items of {self.source.description} is an image")
-        if not report.bad or skip_bad:
-            self._finish(report, stored)
-        report.store_bytes = sum(file.stat().st_size for file in self.output.files)
+        if not report.bad or (skip_bad and any(writer.count() for writer in self.writers)):
+            self._finish(report, self._describe(report))
         return report
 
     def close(self) -> None:
@@ -120,10 +122,8 @@ class _Job:
 
     def _todo(self) -> np.ndarray:
         done = np.zeros(len(self.order), bool)
-        for start, end, writer in zip(self.starts, self.starts[1:], self.writers, strict=False):
+        for start, writer in zip(self.starts, self.writers, strict=False):
             done[start + writer.done()] = True
-            if writer.finished:  # a kill came between the last transactions of two shards
-                done[start:end] = True
         return np.flatnonzero(~done)
 
     def _write_all(self, todo: np.ndarray, workers: int, report: Report, progress: Progress) -> None:
@@ -144,33 +144,33 @@ class _Job:
     def _make_row(self, position: int) -> Row | Bad:
         return make_row(self.source, int(self.order[position]), position, self.how)
 
-    def _finish(self, report: Report, stored: int) -> None:
-        skipped = len(self.order) - stored
-        summary = {
-            "reencoded": len(report.reencoded),
-            "reencoded_names": [list(note) for note in report.reencoded[:_NAMED_NOTES]],
-        }
-        for shard, writer in enumerate(self.writers):
-            meta = writer.finish(
-                Meta(
-                    encoding=self.how.encoding,
-                    classes=list(self.source.classes),
-                    total=stored,
-                    skipped=skipped,
-                    tiled=self.how.encoding == "jpeg" and self.how.tile,
-                    max_size=self.how.max_size,
-                    quality=self.how.quality,
-                    shard=shard,
-                    shards=len(self.writers),
-                    source=self.source.description,
-                    conversion=self.conversion,
-                    summary=summary,
-                )
-            )
-            report.image_bytes += meta.image_bytes
+    def _describe(self, report: Report) -> Meta:
+        """What all shards of the store say of it."""
+        stored = sum(writer.count() for writer in self.writers)
+        return Meta(
+            encoding=self.how.encoding,
+            classes=list(self.source.classes),
+            total=stored,
+            skipped=len(self.order) - stored,
+            tiled=self.how.encoding == "jpeg" and self.how.tile,
+            max_size=self.how.max_size,
+            quality=self.how.quality,
+            shards=len(self.writers),
+            source=self.source.description,
+            conversion=self.conversion,
+            summary={
+                "reencoded": len(report.reencoded),
+                "reencoded_names": [list(note) for note in report.reencoded[:_NAMED_NOTES]],
+            },
+        )
+
+    def _finish(self, report: Report, facts: Meta) -> None:
+        metas = [w.finish(dataclasses.replace(facts, shard=s)) for s, w in enumerate(self.writers)]
         self.close()
         report.complete = True
-        report.count = stored
+        report.count = facts.total
+        report.image_bytes = sum(meta.image_bytes for meta in metas)
+        report.store_bytes = sum(file.stat().st_size for file in self.output.files)
         report.digest = digest_arrays([part.arrays for part in LMDBStore(self.output.path).parts])
 
 
@@ -212,9 +212,11 @@ class _Committer:
             self._under_way = self._executor.submit(self._writer.write, self._rows)
 
 
-def _identify(source: Source, how: Encoding, shards: int, seed: int | None) -> str:
-    facts = [FORMAT_VERSION, source.fingerprint(), dataclasses.asdict(how), shards, seed]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _identify(source: Source, how: Encoding, shards: int, order: np.ndarray) -> str:
+    facts = [FORMAT_VERSION, source.fingerprint(), dataclasses.asdict(how), shards]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest.update(order.astype("<i8"))  # not the seed: numpy promises no order for it
+    return digest.hexdigest()
 
 
 def _write_errors(file: Path, bad: list[Bad]) -> None:

@@ -15,16 +15,17 @@ from .reader import LMDBStore
 def export(store: LMDBStore, folder: str | Path, *, progress: bool = False) -> int:
     """Write every image to folder/CLASS/NAME (raw pixels as PNG); the number of images."""
     folder = Path(folder).expanduser()
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; choose another folder")
-    for name in store.classes:
-        (folder / _as_folder(name)).mkdir(parents=True, exist_ok=True)
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder; choose another one")
+    folders = _name_folders(store.classes)
+    for name in folders:
+        (folder / name).mkdir(parents=True, exist_ok=True)
     written = set()
     with Progress(len(store), 0, progress) as shown:
         for index in range(len(store)):
             record = store[index]
             name = PurePosixPath(store.name(index)).name or f"{index:08d}"
-            stem = folder / _as_folder(store.classes[record.label]) / name
+            stem = folder / folders[record.label] / name
             path = stem.with_suffix(".png") if store.encoding == "raw" else stem
             if path in written:  # two folders below one class held files of the same name
                 path = path.with_name(f"{path.stem}_{index:08d}{path.suffix}")
@@ -37,6 +38,7 @@ def export(store: LMDBStore, folder: str | Path, *, progress: bool = False) -> i
     return len(store)
 
 
-def _as_folder(class_name: str) -> str:
-    """A class name as one folder's name; a store from elsewhere may hold anything, "../x" too."""
-    return class_name.replace("/", "_").replace("\\", "_").lstrip(".") or "_"
+def _name_folders(classes: list[str]) -> list[str]:
+    """A folder's name for each class; a store from elsewhere may hold anything, "../x" and "a/b" too."""
+    names = [name.replace("/", "_").replace("\\", "_").lstrip(".") or "_" for name in classes]
+    return [f"{name}_{label}" if names.count(name) > 1 else name for label, name in enumerate(names)]

@@ -15,6 +15,7 @@ from .convert import Report, convert
 from .encode import Encoding
 from .sources import DatasetSource, ListSource
 from .sources.listing import index_labels, read_lines
+from .sources.source import digest
 
 
 class Writer:
@@ -42,8 +43,7 @@ class Writer:
         if data_process_func is None:
             self.source = ListSource(data_list)
         else:
-            lines = _Lines(Path(data_list), data_process_func)
-            self.source = DatasetSource(lines, classes=classes or lines.classes)
+            self.source = _LinesSource(_Lines(Path(data_list), data_process_func), classes)
         self._output = output_dir
         self._options = {"shards": db_num, "shuffle": shuffle, "seed": seed, "workers": workers}
         self._how = Encoding(encoding)
@@ -51,6 +51,14 @@ class Writer:
     def write(self, **options) -> Report:
         """Further options are those of `convert`: skip_bad, force, progress."""
         return convert(self.source, self._output, how=self._how, **self._options, **options)
+
+
+class _LinesSource(DatasetSource):
+    def __init__(self, lines: _Lines, classes: Sequence[str] | None):
+        super().__init__(lines, classes=classes or lines.classes)
+
+    def fingerprint(self) -> str:
+        return digest(super().fingerprint(), self.classes, *self.dataset.buffers())
 
 
 class _Lines:
@@ -63,6 +71,10 @@ class _Lines:
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def buffers(self) -> list:
+        """All that the list says."""
+        return [part for texts in (self._paths, self._fields) for part in (texts.ends, texts.buffer)]
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self._function(f"{self._paths[index]} {self._fields[index]}")

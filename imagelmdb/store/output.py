@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import filelock
 
 from imagelmdb.errors import UserError
 
-from .reader import SHARD_PATTERN, read_state
+from .format import StoreError
+from .reader import SHARD_PATTERN, State, read_state
+from .sources import FolderSource, Source, StoreSource
 
-_SMALLEST_LMDB_BYTES = 8192  # two meta pages
+_MAX_SHARDS = 512  # each is an open file
+_LMDB_MAGIC = b"\xde\xc0\xef\xbe"
+_HARMLESS = {"errors.jsonl", "lost+found"}  # and hidden files: what an empty disk may hold
 
 
 class Output:
-    """The files of the store to be written: checked, and locked against a second conversion."""
+    """The files of the store to be written; used in a `with`, which holds their lock."""
 
-    def __init__(self, path: Path, shards: int, conversion: str, force: bool):
-        self.path = path
-        is_file = not path.is_dir() and path.suffix == ".lmdb" and shards == 1
-        if is_file:
-            self.files = [path]
-            self.errors_file = path.with_suffix(".errors.jsonl")
+    def __init__(self, path: str | Path, shards: int, conversion: str, force: bool):
+        self.path = Path(path).expanduser()
+        is_directory = self.path.is_dir() or str(path).endswith((os.sep, "/")) or self.path.suffix != ".lmdb"
+        if shards == 1 and not is_directory:
+            self.files = [self.path]
+            self.errors_file = self.path.with_suffix(".errors.jsonl")
+            lock = f"{self.path}.lock"
         else:
             names = [f"shard-{i:05d}.lmdb" for i in range(shards)] if shards > 1 else ["data.mdb"]
-            self.files = [path / name for name in names]
-            self.errors_file = path / "errors.jsonl"
+            self.files = [self.path / name for name in names]
+            self.errors_file = self.path / "errors.jsonl"
+            lock = f"{self.path / '.lock'}"
+        if shards > _MAX_SHARDS:
+            raise UserError(f"{shards} shards: at most {_MAX_SHARDS}")
         self._conversion = conversion
         self._force = force
-        self._lock = filelock.FileLock(f"{path.resolve()}.lock")
+        self._lock = filelock.FileLock(Path(lock).absolute())
 
     def __enter__(self) -> Output:
-        stale = self._check()
+        self._check()
         try:
             self.files[0].parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -40,8 +49,12 @@ class Output:
             raise UserError(f"another conversion is writing {self.path}") from None
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from error
-        for file in stale:
-            file.unlink(missing_ok=True)
+        try:
+            for file in self._check():  # again: another conversion may have ended in between
+                file.unlink(missing_ok=True)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_) -> None:
@@ -49,20 +62,35 @@ class Output:
             Path(self._lock.lock_file).unlink(missing_ok=True)  # before another may take it
         self._lock.release()
 
+    def refuse_overlap(self, source: Source) -> None:
+        """Neither write into what is read, nor delete it."""
+        if isinstance(source, StoreSource):
+            read = {part.file.resolve() for part in source.store.parts}
+            if read & {file.resolve() for file in (*self.files, *store_files(self.path))}:
+                raise UserError(f"{self.path} is the store to convert; choose another output")
+        elif isinstance(source, FolderSource):
+            inside = os.path.realpath(self.files[0])
+            if Path(inside).is_relative_to(os.path.realpath(source.root)):
+                raise UserError(f"{self.path} lies in the folder to convert; choose an output outside of it")
+
     def _check(self) -> list[Path]:
         """Files to remove first; UserError where the output holds what must stay."""
         path = self.path
+        if path not in self.files and path.is_file():
+            raise UserError(f"{path} is a file; choose another output")
         present = store_files(path)
-        if not present:
-            if path.is_dir() and any(p.name != "errors.jsonl" for p in path.iterdir()):
+        leftovers = [file for file in present if _is_leftover(file)]
+        stores = [file for file in present if file not in leftovers]
+        if not stores:
+            known = {file.name for file in leftovers} | _HARMLESS
+            others = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+            if any(name not in known and not name.startswith(".") for name in others):
                 raise UserError(f"{path} exists and is no store; choose another output")
-            return []
-        if all(file.stat().st_size < _SMALLEST_LMDB_BYTES for file in present):
-            return present  # a kill in the first moment leaves an empty file
-        states = [read_state(file) for file in present]
-        ours = set(present) <= set(self.files) and {s.conversion for s in states} <= {self._conversion, ""}
-        if ours and not all(state.finished for state in states):
-            return []
+            return leftovers
+        states = [self._read_state(file) for file in stores]
+        ours = set(stores) <= set(self.files) and {s.conversion for s in states} <= {self._conversion, ""}
+        if ours and not (all(state.finished for state in states) and len(stores) == len(self.files)):
+            return leftovers
         if self._force:
             return [*present, self.errors_file]
         if all(state.finished for state in states):
@@ -71,8 +99,23 @@ class Output:
             f"{path} holds an unfinished conversion of another source or other settings; --force replaces it"
         )
 
+    def _read_state(self, file: Path) -> State:
+        try:
+            return read_state(file)
+        except StoreError as error:
+            if self._force:
+                return State(True, "damaged", "")
+            raise UserError(f"{error}; --force replaces it") from error
+
 
 def store_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     return [file for file in (path / "data.mdb", *sorted(path.glob(SHARD_PATTERN))) if file.exists()]
+
+
+def _is_leftover(file: Path) -> bool:
+    """What a kill or a full disk in the first moment leaves: an LMDB without its two meta pages."""
+    with file.open("rb") as opened:
+        head = opened.read(8192)
+    return len(head) < 8192 and (not head.strip(b"\0") or head[16:20] == _LMDB_MAGIC)

@@ -17,7 +17,7 @@ class Progress:
         self._total, self._done, self._written = total, done, 0
         self._already_there = done
         self._started = self._last_line = time.monotonic()
-        self._lines = show and not sys.stderr.isatty()
+        self._lines = show and sys.stderr is not None and not (sys.stderr and sys.stderr.isatty())
         self._bar = tqdm(
             total=total,
             initial=done,

@@ -164,7 +164,7 @@ class Shard:
     def name(self, index: int) -> str:
         ends = self.arrays["name_ends"]
         start = int(ends[index - 1]) if index else 0
-        return bytes(self.arrays["names"][start : int(ends[index])]).decode()
+        return bytes(self.arrays["names"][start : int(ends[index])]).decode("utf-8", "replace")
 
     def key(self, index: int) -> str:
         return f"{self.file} key {make_key(self._position(index)).decode()}"
@@ -205,13 +205,16 @@ class Shard:
 
 def find_files(path: Path) -> list[Path]:
     """The LMDB data files of a store; StoreError with the way out where there are none."""
-    if path.is_file():
-        return [path]
-    if (path / "data.mdb").is_file():
-        return [path / "data.mdb"]
-    if not path.exists():
-        raise StoreError(f"no store at {path}: no such file or directory")
-    shards = sorted(path.glob(SHARD_PATTERN))
+    try:
+        if path.is_file():
+            return [path]
+        if (path / "data.mdb").is_file():
+            return [path / "data.mdb"]
+        if not path.exists():
+            raise StoreError(f"no store at {path}: no such file or directory")
+        shards = sorted(path.glob(SHARD_PATTERN))
+    except OSError as error:
+        raise StoreError(f"no store at {path}: {error.strerror}") from error
     if not shards:
         raise StoreError(
             f"{path} is not a store: it holds neither data.mdb nor {SHARD_PATTERN} "
@@ -249,12 +252,13 @@ def _open_part(file: Path) -> Shard | LegacyStore:
         state = read_state(file)
     except StoreError as error:
         raise StoreError(f"{file}: {error}") from error
-    if not state.finished:
-        raise UnfinishedStoreError(
-            f"{file} is unfinished: to finish it, run the command that converts "
-            f"{state.source or 'its source'} once more"
-        )
-    return open_legacy(environment)
+    if state.finished:
+        return open_legacy(environment)
+    del environment  # or a traceback that somebody keeps would keep the file from being written
+    raise UnfinishedStoreError(
+        f"{file} is unfinished: to finish it, run the command that converts "
+        f"{state.source or 'its source'} once more (with --skip-bad, to leave out what errors.jsonl names)"
+    )
 
 
 def _check_shards(path: Path, parts: list[Shard], partial: bool) -> None:
@@ -271,7 +275,8 @@ def _check_shards(path: Path, parts: list[Shard], partial: bool) -> None:
         raise StoreError(f"{path} holds a shard twice: {found}")
     if missing and not partial:
         raise StoreError(
-            f"{path} lacks {len(missing)} of {first.shards} shards, the first of them {missing[0]}"
+            f"{path} lacks {len(missing)} of {first.shards} shards, the first of them {missing[0]}: "
+            "pass the folder that holds all of them"
         )
 
 

@@ -25,7 +25,7 @@ def make_row(source: Source, item: int, position: int, how: Encoding) -> Row | B
         image, tiles, width, height, note = encode_image(sample.image, how)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return Bad(position, name, reason)
+        return Bad(position, name, " ".join(reason.split()))
     check = checksum(image, sample.label, tiles)
     value = pack_record(image, sample.label, tiles, check)
     return Row(position, value, sample.label, width, height, check, len(image), name, note)

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from imagelmdb.errors import UserError
 
-from .encode import decode_image
+from .encode import BadImageError, decode_image
+from .format import StoreError
 from .reader import LMDBStore
 
 _CELL = 160  # px
@@ -32,7 +33,10 @@ def draw_sheet(store: LMDBStore, indices: Sequence[int] | None = None, count: in
         left = 8 + place % columns * (_CELL + 8)
         top = 8 + place // columns * (_CELL + _CAPTION + 8)
         record = store[index]
-        image = Image.fromarray(record.image) if store.encoding == "raw" else decode_image(record.image)
+        try:
+            image = Image.fromarray(record.image) if store.encoding == "raw" else decode_image(record.image)
+        except BadImageError as error:
+            raise StoreError(f"{store.key(index)}: {error}") from error
         image.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
         sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
         draw.text((left, top + _CELL + 2), f"{index}: class {record.label}", "black")

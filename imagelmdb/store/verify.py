@@ -5,27 +5,30 @@ problems = verify(LMDBStore("train-lmdb/"))   # [] where all is well
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from imagelmdb.errors import UserError
+
 from . import pages
 from .encode import BadImageError, decode_image
 from .format import Record, StoreError, checksum, digest_arrays
-from .parallel import map_in_order
+from .parallel import count_cores, map_in_order
 from .progress import Progress
 from .reader import LMDBStore, Shard, find_files
 
-_QUICK_RECORDS = 1000
+QUICK_RECORDS = 1000
 
 
 def verify(
     path: str | Path, *, quick: bool = False, workers: int | None = None, progress: bool = False
 ) -> list[str]:
     """Every problem found, each named. `quick` checks the structure and a thousand records."""
+    if workers is not None and workers < 0:
+        raise UserError(f"{workers} workers: at least 0")
     files = find_files(Path(path).expanduser())
     try:
         for file in files:
@@ -35,10 +38,10 @@ def verify(
     except StoreError as error:
         return [str(error)]
     indices = np.arange(len(store))
-    if quick and len(store) > _QUICK_RECORDS:
-        indices = np.linspace(0, len(store) - 1, _QUICK_RECORDS).astype(np.int64)
+    if quick and len(store) > QUICK_RECORDS:
+        indices = np.linspace(0, len(store) - 1, QUICK_RECORDS).astype(np.int64)
     with Progress(len(indices), 0, progress) as shown:
-        workers = os.cpu_count() or 1 if workers is None else workers
+        workers = count_cores() if workers is None else workers
         for found in map_in_order(partial(_check_record, store), indices.tolist(), workers):
             shown.count(0)
             if found:

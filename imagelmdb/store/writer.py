@@ -19,7 +19,7 @@ import lmdb
 import msgpack
 import numpy as np
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DISK_FULL, DiskFullError
 
 from . import pages
 from .format import (
@@ -38,15 +38,10 @@ from .format import (
 
 # The file grows with the map on Windows, so the map grows in steps and never holds much air.
 _SMALLEST_GROWTH_BYTES = 64 << 20
+_LARGEST_GROWTH_BYTES = 1 << 30
 
 _LITTLE_ROOM_BYTES = 64 << 20
 _COLUMNS = {"positions": "<i8", "labels": "<i4", "sizes": "<i4", "checksums": "<u8", "image_bytes": "<i8"}
-
-
-class DiskFullError(UserError):
-    """No room for the next transaction; all before it is kept."""
-
-    exit_code = 4
 
 
 class Row(NamedTuple):
@@ -134,7 +129,7 @@ class ShardWriter:
             transaction.put(KEYS_KEY, msgpack.packb(keys))
 
         def put_extents(transaction: lmdb.Transaction) -> None:
-            transaction.put(ARRAYS["extents"][0], self._locate_records(keys).tobytes())
+            transaction.put(ARRAYS["extents"][0], self._locate_records(len(keys)).tobytes())
 
         def put_meta(transaction: lmdb.Transaction) -> None:
             for number in range(len(self._journal)):
@@ -158,18 +153,33 @@ class ShardWriter:
         with self._lmdb.begin(write=True) as transaction:
             if meta := transaction.get(META_KEY):
                 self.finished = Meta.unpack(meta)
+                self._check_conversion(self.finished.conversion, conversion)
                 return
-            if transaction.get(UNFINISHED_KEY) is None:
+            if unfinished := transaction.get(UNFINISHED_KEY):
+                self._check_conversion(msgpack.unpackb(unfinished)["conversion"], conversion)
+            else:
                 facts = {"version": FORMAT_VERSION, "conversion": conversion, "source": source}
                 transaction.put(UNFINISHED_KEY, msgpack.packb(facts))
                 return
             while entry := transaction.get(JOURNAL_PREFIX + make_key(len(self._journal))):
                 self._journal.append(msgpack.unpackb(entry))
 
-    def _locate_records(self, keys: list[bytes]) -> np.ndarray:
+    def _check_conversion(self, found: str, wanted: str) -> None:
+        if found != wanted:
+            raise StoreError(f"{self.file} belongs to another conversion")
+
+    def _locate_records(self, count: int) -> np.ndarray:
         """(offset, bytes) in the file for each record; zeros for those that share a page with others."""
-        found = {key: extent for key, *extent in pages.locate_values(self.file)}
-        return np.array([found.get(key, (0, 0)) for key in keys], ARRAYS["extents"][1]).reshape(-1, 2)
+        extents = np.zeros((count, 2), ARRAYS["extents"][1])
+        done = 0
+        for values in pages.locate_all(self.file):
+            first_byte = values.keys.words[:, 0] >> np.uint64(56)
+            records = np.flatnonzero((first_byte >= ord("0")) & (first_byte <= ord("9")))
+            big = values.big[records]
+            found = np.stack([values.offsets[records], values.sizes[records]], 1)
+            extents[done : done + len(records)] = np.where(big[:, None], found, 0)
+            done += len(records)
+        return extents
 
     def _locate_arrays(self) -> dict[str, tuple[int, int]]:
         names = {key: name for name, (key, _, _) in ARRAYS.items()}
@@ -199,16 +209,22 @@ class ShardWriter:
                     work(transaction)
                 return
             except lmdb.MapFullError:
-                size = self._lmdb.info()["map_size"]
-                self._lmdb.set_mapsize(size + max(size // 4, _SMALLEST_GROWTH_BYTES))
+                self._grow()
             except lmdb.Error as error:
                 raise _explain(error, self.file) from error
 
+    def _grow(self) -> None:
+        size = self._lmdb.info()["map_size"]
+        try:
+            self._lmdb.set_mapsize(size + min(max(size // 4, _SMALLEST_GROWTH_BYTES), _LARGEST_GROWTH_BYTES))
+        except lmdb.Error as error:
+            raise _explain(error, self.file) from error
+
 
 def _explain(error: Exception, file: Path) -> Exception:
-    texts = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
-    # liblmdb reports a write that fell short as EIO, whatever the reason.
-    short = os.strerror(errno.EIO) in str(error) and shutil.disk_usage(file.parent).free < _LITTLE_ROOM_BYTES
-    if short or any(text in str(error) for text in texts):
+    # liblmdb reports a write that fell short as EIO, whatever the reason; systems differ in their words.
+    full = any(os.strerror(code) in str(error) for code in DISK_FULL)
+    unclear = isinstance(error, lmdb.DiskError) or os.strerror(errno.EIO) in str(error)
+    if full or (unclear and shutil.disk_usage(file.parent).free < _LITTLE_ROOM_BYTES):
         return DiskFullError(f"no room on the disk for {file}; free some, then the same command goes on")
     return StoreError(f"cannot write {file}: {error}")

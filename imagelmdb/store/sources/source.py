@@ -19,6 +19,8 @@ from imagelmdb.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
+_MOST_CLASSES = 1 << 20
+
 
 class Sample(NamedTuple):
     image: bytes | Image.Image
@@ -134,6 +136,8 @@ def order_as_folder(names: Texts, labels: np.ndarray) -> np.ndarray:
 def read_class_names(folder: Path, labels: np.ndarray) -> list[str]:
     """From classnames.txt (a line a class) or classnames.json beside the data, else "0", "1", ..."""
     count = int(labels.max()) + 1 if len(labels) else 0
+    if count > _MOST_CLASSES:
+        raise UserError(f"the labels beside {folder} go up to {count - 1}: they number classes from 0 on")
     lines, table = folder / "classnames.txt", folder / "classnames.json"
     try:
         if lines.is_file():

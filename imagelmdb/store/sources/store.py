@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..format import StoreError
-from ..reader import LMDBStore
+from ..reader import LMDBStore, Shard
 from .source import Sample, Texts, digest
 
 
@@ -40,4 +40,5 @@ class StoreSource:
             labels = np.asarray(self.store.labels, np.int32)
         except StoreError:  # of an older tool, with records lost; its names hold the labels
             labels = np.empty(0, np.int32)
-        return digest("store", self.classes, labels, names.ends, names.buffer)
+        digests = [part.meta.digest for part in self.store.parts if isinstance(part, Shard)]
+        return digest("store", [*self.classes, *digests], labels, names.ends, names.buffer)
