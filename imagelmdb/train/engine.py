@@ -97,7 +97,7 @@ class Trainer:
 
     def take_step(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
         """One optimiser step on this rank's share of a batch; its mean loss, still on the device."""
-        torch.manual_seed(_mix(self.seed, step, self.world.rank))
+        _seed(self.world.device, self.seed, step, self.world.rank)
         set_lr(self.optimizer, self.schedule(step))
         images, targets = self.prepare(images, labels)
         total = None
@@ -275,6 +275,9 @@ def _replicate(model: nn.Module, world: World) -> nn.Module:
     )
 
 
-def _mix(*numbers: int) -> int:
-    """One seed from several; neighbours share nothing."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+def _seed(device: torch.device, *numbers: int) -> None:
+    """Seed torch's generators with a mix of the numbers; neighbours share nothing."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed takes 90
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

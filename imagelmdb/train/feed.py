@@ -37,9 +37,10 @@ class Feed:
         return self._take_on_gpu()
 
     def take_wait(self) -> float:
-        """Seconds waited since the last call; waits for the copies under way."""
+        """Seconds waited since the last call; on a GPU it waits for the work queued so far."""
         if self._gaps:
-            self._gaps[-1][1].synchronize()
+            for event in self._gaps[-1]:
+                event.synchronize()
             gaps = [idle.elapsed_time(ready) / 1e3 for idle, ready in self._gaps]
             self._waited += sum(gap for gap in gaps if gap > 0)
             self._gaps.clear()
