@@ -20,7 +20,7 @@ from imagelmdb.data.augment import BatchAugment
 from imagelmdb.data.loaders import Loader, make_loaders
 from imagelmdb.data.shards import find_local_shards
 from imagelmdb.errors import UserError
-from imagelmdb.train.checkpoint import BEST, LAST, load_weights, make_checkpoints
+from imagelmdb.train.checkpoint import BEST, LAST, find_checkpoint, load_weights, make_checkpoints
 from imagelmdb.train.distributed import launch, report_mistake, set_up_torch
 from imagelmdb.train.engine import make_trainer
 from imagelmdb.train.evaluate import evaluate
@@ -50,6 +50,8 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
     with world.agree():
         config, start, notes = find_start(config, explicit)
         check_export(config.export)
+        if config.export and config.evaluate and not start:
+            raise UserError("--export with --evaluate needs the checkpoint: --resume PATH")
     world.check_same(start["step"] if start else -1, "sees another checkpoint than rank 0: share --output")
     set_up_torch(tf32=config.tf32, deterministic=config.deterministic, seed=config.seed)
 
@@ -89,8 +91,12 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
             if start:
                 load_weights(model, start["ema"] or start["model"])
         world.say(test(model).describe())
+        best = find_checkpoint(config.resume, config.run_dir)
     else:
         train(config, world, start, train_loader, model, augment, test if val_loader else None)
+        best = config.run_dir / (BEST if val_loader else LAST)
+    if config.export and world.is_main:
+        export_checkpoint(best, config.export, config)
 
 
 def train(
@@ -151,8 +157,6 @@ def train(
                 write_report(folder)
             progress.begin_next_epoch()
             save(epoch=epoch, best=best)
-    if config.export and world.is_main:
-        export_checkpoint(folder / (BEST if test else LAST), config.export, config)
 
 
 def load_data(config: Config, world: World) -> tuple[Loader | None, Loader | None]:

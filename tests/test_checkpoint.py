@@ -7,7 +7,7 @@ from torch import nn
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
 from imagelmdb.train import checkpoint
-from imagelmdb.train.checkpoint import Checkpoints, find, load, load_optimizer, load_weights, save
+from imagelmdb.train.checkpoint import Checkpoints, find_checkpoint, load, load_optimizer, load_weights, save
 from imagelmdb.train.resume import adopt_options, check_classes, describe_options, find_start
 
 
@@ -95,10 +95,10 @@ def test_momenta_come_from_the_checkpoint_and_options_from_the_run():
 
 
 def test_auto_finds_the_last_checkpoint_or_nothing(tmp_path):
-    assert find("auto", tmp_path) is None
+    assert find_checkpoint("auto", tmp_path) is None
     save({}, tmp_path / "last.pt")
-    assert find("auto", tmp_path) == tmp_path / "last.pt"
-    assert find("", tmp_path) is None
+    assert find_checkpoint("auto", tmp_path) == tmp_path / "last.pt"
+    assert find_checkpoint("", tmp_path) is None
 
 
 def test_options_of_the_command_line_win_over_the_checkpoints_and_a_line_says_so():

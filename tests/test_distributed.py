@@ -151,6 +151,12 @@ def test_the_examples_form_runs_one_process_a_node_on_cpus(tmp_path):
     assert nodes[0].texts() == ["3.0 [0.0, 1.0] [0, 1]\n"]
 
 
+def test_the_examples_form_spawns_a_process_a_gpu_and_returns_the_first_failure(monkeypatch, capfd):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # here; the spawned ranks see what there is
+    assert start(mistake_of_rank_1, Options(multiprocessing_distributed=True, dist_backend="gloo")) == 2
+    assert capfd.readouterr().err == "error: no folder at /missing\n"
+
+
 def as_node(options):
     for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         del os.environ[key]

@@ -101,8 +101,9 @@ def test_files_and_their_store_end_in_identical_weights(tmp_path, data, capfd):
 
 def test_a_run_leaves_its_files_and_its_config_runs_again(tmp_path, data):
     options = [*TINY, *folders(data), "--epochs", "1"]
-    assert main.main([*options, "--output", str(tmp_path / "one")]) == 0
-    names = {"log.jsonl", "config.yaml", "last.pt", "best.pt", "report.html"}
+    export = ["--export", str(tmp_path / "one" / "model.pt2")]
+    assert main.main([*options, *export, "--output", str(tmp_path / "one")]) == 0
+    names = {"log.jsonl", "config.yaml", "last.pt", "best.pt", "report.html", "model.pt2"}
     assert names <= {path.name for path in (tmp_path / "one").iterdir()}
     again = ["--config", str(tmp_path / "one" / "config.yaml"), "--output", str(tmp_path / "two")]
     assert main.main(again) == 0

@@ -104,7 +104,7 @@ def load(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def find(resume: str, folder: Path) -> Path | None:
+def find_checkpoint(resume: str, folder: Path) -> Path | None:
     """What --resume means: "auto" is the folder's last.pt if there is one, "" is none."""
     if resume != "auto":
         return Path(resume) if resume else None

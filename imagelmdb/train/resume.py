@@ -11,7 +11,7 @@ from typing import Any
 from imagelmdb.config import LAUNCH_KEYS, Config
 from imagelmdb.errors import UserError
 
-from .checkpoint import find, load
+from .checkpoint import find_checkpoint, load
 
 # Where and how this launch runs: never taken from a checkpoint.
 MACHINE_KEYS = {
@@ -26,7 +26,7 @@ MACHINE_KEYS = {
 
 def find_start(config: Config, explicit: frozenset[str]) -> tuple[Config, dict[str, Any] | None, list[str]]:
     """The options that hold, the checkpoint to go on from if there is one, and what changed."""
-    path = find(config.resume, config.run_dir)
+    path = find_checkpoint(config.resume, config.run_dir)
     if path is None:
         if config.evaluate and config.resume:
             raise UserError(f"--evaluate: no checkpoint in {config.run_dir}; name one with --resume PATH")
