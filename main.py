@@ -146,12 +146,12 @@ def train(
                 result = test(trainer.evaluated)
                 best = progress.take_best(result.top1)
                 values |= result.as_log()
-                log.write(
-                    "confused", step=trainer.step, pairs=find_confused(result.confusion, loader.classes)
-                )
             verdict = describe_bottleneck(progress, workers=config.workers, lmdb=config.lmdb)
             log.epoch(epoch=epoch, step=trainer.step, verdict=verdict, **values)
             if world.is_main:
+                if test:
+                    pairs = find_confused(result.confusion, loader.classes)
+                    log.write("confused", step=trainer.step, pairs=pairs)
                 if trainer.sample:  # none where a resume found the epoch's steps all done
                     save_grid(folder, augment.denormalize(augment(*trainer.sample)[0]))
                 write_report(folder)

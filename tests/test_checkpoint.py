@@ -39,6 +39,12 @@ def test_it_keeps_last_best_and_the_last_k_epochs(tmp_path):
     assert steps == [1, 3, 9]
 
 
+def test_a_run_anew_in_a_folder_keeps_its_own_epochs(tmp_path):
+    for epoch in (7, 0, 1):
+        Checkpoints(tmp_path, keep=1).write({"step": epoch}, epoch=epoch)
+    assert sorted(p.name for p in tmp_path.glob("epoch*")) == ["epoch-0001.pt", "epoch-0007.pt"]
+
+
 def test_the_interval_in_steps_and_minutes(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])

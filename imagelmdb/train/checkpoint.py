@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import re
 import shutil
 import time
 from pathlib import Path
@@ -59,10 +58,10 @@ class Checkpoints:
         names = [EPOCH_NAME.format(epoch)] if self.keep > 0 else []
         for name in [*names, *([BEST] if best else [])]:
             _link(self.folder / LAST, self.folder / name)
-        pattern = re.compile(r"epoch-\d{4,}\.pt")
-        epochs = sorted(file for file in self.folder.iterdir() if pattern.fullmatch(file.name))
-        for file in epochs[: len(epochs) - self.keep]:
-            file.unlink()
+        for file in self.folder.glob("epoch-*.pt"):
+            number = file.stem.removeprefix("epoch-")
+            if number.isdecimal() and int(number) <= epoch - self.keep:
+                file.unlink()
 
 
 def make_checkpoints(config: Config) -> Checkpoints:

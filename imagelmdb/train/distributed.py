@@ -214,7 +214,7 @@ def _choose_device(config: Any, place: Place) -> tuple[torch.device, str]:
             wanted = "--dist-backend nccl" if config.dist_backend == "nccl" else f"--gpu {config.gpu}"
             raise UserError(f"{wanted} needs a GPU and there is none here; on CPUs: --dist-backend gloo")
         return torch.device("cpu"), "gloo"
-    index = place.local_rank if config.gpu is None else config.gpu
+    index = place.local_rank if config.gpu is None or place.local_size > 1 else config.gpu
     if not 0 <= index < gpus:
         raise UserError(f"rank {place.rank} asks for GPU {index}: this machine has {gpus}")
     device = torch.device("cuda", index)
