@@ -25,7 +25,7 @@ from table import print_table
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from imagelmdb.data.batch import BatchDataset, Request, TrainCrop
+from imagelmdb.data.batch import BatchDataset, Request, TrainCrop, make_slot
 from imagelmdb.data.decode import decode
 from imagelmdb.data.folder import FolderStore
 from imagelmdb.data.plan import plan_train
@@ -138,9 +138,10 @@ def full_decode(files: FolderStore) -> Prepare:
 
 
 def ours(store: LMDBStore | FolderStore) -> Prepare:
-    """The very batches of training: order, plan, read, slice, decode, resize."""
+    """The very batches of training: order, plan, read, slice, decode, resize; memory is used again."""
     dataset = BatchDataset(store, Sampler(len(store), batch_size=TURN, shuffle="none"), TrainCrop())
-    return lambda epoch, turn: lambda: dataset.__getitems__(Request(epoch, turn, SIZE))
+    dataset.slots = [make_slot(TURN * SIZE * SIZE * 3)]
+    return lambda epoch, turn: lambda: dataset.__getitems__(Request(epoch, turn, SIZE, slot=0))
 
 
 def floor(store: LMDBStore) -> Prepare:

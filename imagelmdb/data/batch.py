@@ -131,7 +131,7 @@ class BatchDataset(Dataset):
     def _empty_images(self, count: int, size: int, slot: int | None) -> torch.Tensor:
         """In a worker in shared memory, or sending the batch would copy it there."""
         shape = (count, size, size, 3)
-        if get_worker_info() is None:
+        if slot is None and get_worker_info() is None:
             return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
         storage = None if slot is None else self.slots[slot]
         if storage is None or storage.nbytes() < np.prod(shape):  # a larger size than the slots are made for
