@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -21,12 +22,14 @@ from imagelmdb.errors import UserError
 from imagelmdb.sample import make_odd_files, make_tree
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding
-from imagelmdb.store.format import StoreError, UnfinishedStoreError
+from imagelmdb.store.environment import open_environment
+from imagelmdb.store.format import JOURNAL_PREFIX, StoreError, UnfinishedStoreError
 from imagelmdb.store.info import describe
 from imagelmdb.store.output import Output
 from imagelmdb.store.reader import LMDBStore
-from imagelmdb.store.sources import open_source
+from imagelmdb.store.sources import DatasetSource, open_source
 from imagelmdb.store.verify import verify
+from imagelmdb.store.writer import ShardWriter
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +44,14 @@ def pixels_of(store: LMDBStore, index: int) -> np.ndarray:
 def folder2lmdb(*arguments, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "folder2lmdb.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def read_journal(file: Path) -> list[bytes]:
+    """The keys of an unfinished shard's journal."""
+    try:
+        return [key for key in open_environment(file).keys() if key.startswith(JOURNAL_PREFIX)]  # noqa: SIM118
+    except StoreError:  # not even its first pages are there
+        return []
 
 
 @pytest.fixture
@@ -190,6 +201,102 @@ def test_two_conversions_of_one_output_exclude_each_other(tree, tmp_path):
         convert(open_source(tree / "train"), tmp_path / "s", workers=0)
 
 
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_the_store_to_convert_is_not_the_output(tree, tmp_path, force):
+    convert(open_source(tree / "train"), tmp_path / "s.lmdb", workers=0)
+    before = (tmp_path / "s.lmdb").read_bytes()
+    result = folder2lmdb("--dataset", tmp_path / "s.lmdb", "-o", tmp_path / "s.lmdb", *force)
+    assert result.returncode == 2 and "is the store to convert" in result.stderr
+    assert (tmp_path / "s.lmdb").read_bytes() == before
+
+
+def test_a_store_does_not_go_into_the_folder_it_is_made_from(tree):
+    with pytest.raises(UserError, match="outside"):
+        convert(open_source(tree / "train"), tree / "train" / "store", workers=0, force=True)
+    assert not (tree / "train" / "store").exists()
+
+
+def test_a_small_file_that_is_no_lmdb_stays(tree, tmp_path):
+    notes = tmp_path / "notes.lmdb"
+    notes.write_text("my precious notes")
+    with pytest.raises(UserError, match=r"notes\.lmdb.*--force"):
+        convert(open_source(tree / "train"), notes, workers=0)
+    assert notes.read_text() == "my precious notes"
+
+
+@pytest.mark.parametrize("left", [b"", bytes(4096)], ids=["empty", "zeros"])
+def test_a_shard_that_was_being_made_when_the_kill_came_is_made_anew(odd_tree, tmp_path, left):
+    convert(open_source(odd_tree), tmp_path / "s", workers=0, shards=3)
+    (tmp_path / "s" / "shard-00001.lmdb").write_bytes(left)
+    report = convert(open_source(odd_tree), tmp_path / "s", workers=0, shards=3, skip_bad=True)
+    assert report.digest == convert(open_source(odd_tree), tmp_path / "t", workers=0, skip_bad=True).digest
+
+
+def test_force_replaces_a_damaged_store(tree, tmp_path):
+    convert(open_source(tree / "train"), tmp_path / "s.lmdb", workers=0)
+    (tmp_path / "s.lmdb").write_bytes(np.random.default_rng(0).bytes(20_000))
+    with pytest.raises(UserError, match="--force"):
+        convert(open_source(tree / "train"), tmp_path / "s.lmdb", workers=0)
+    assert convert(open_source(tree / "train"), tmp_path / "s.lmdb", workers=0, force=True).complete
+
+
+def test_a_kill_between_two_shards_last_transactions_changes_nothing(odd_tree, tmp_path, monkeypatch):
+    whole = convert(open_source(odd_tree), tmp_path / "whole", workers=0, shards=2, skip_bad=True)
+
+    def die(self, meta, finish=ShardWriter.finish):
+        if meta.shard == 1:
+            raise KeyboardInterrupt
+        return finish(self, meta)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ShardWriter, "finish", die)
+        convert(open_source(odd_tree), tmp_path / "s", workers=0, shards=2, skip_bad=True)
+    again = convert(open_source(odd_tree), tmp_path / "s", workers=0, shards=2)
+    assert again.complete and again.digest == whole.digest
+    assert describe(LMDBStore(tmp_path / "s")) | {"path": ""} == describe(LMDBStore(whole.path)) | {
+        "path": ""
+    }
+    assert (tmp_path / "s" / "errors.jsonl").read_text() == (tmp_path / "whole" / "errors.jsonl").read_text()
+
+
+def test_another_dataset_of_the_same_length_is_no_resume(tmp_path):
+    class Squares(list):
+        classes = ("a", "b")
+
+    def squares(shade, broken):
+        items = [(Image.new("RGB", (8, 8), (shade, i, 0)), i % 2) for i in range(6)]
+        return Squares([*items[:5], (None, 0)] if broken else items)
+
+    assert not convert(DatasetSource(squares(0, broken=True)), tmp_path / "s", workers=0).complete
+    with pytest.raises(UserError, match="another source"):
+        convert(DatasetSource(squares(200, broken=False)), tmp_path / "s", workers=0)
+
+
+def test_damaged_entropy_data_is_bad_and_stray_bytes_between_markers_are_not(tree, tmp_path):
+    whole = sorted((tree / "train").rglob("*.JPEG"))[0].read_bytes()
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    rng = random.Random(0)
+    for number in range(40):
+        damaged = bytearray(whole)
+        at = rng.randrange(len(whole) // 2, len(whole) - 2)
+        damaged[at : at + 2] = b"\xa5\x5a"
+        (folder / f"damaged{number}.JPEG").write_bytes(damaged)
+    (folder / "stray.JPEG").write_bytes(whole[:-2] + b"\x00\x00" + whole[-2:])
+    report = convert(open_source(tmp_path / "train"), tmp_path / "s", workers=0)
+    reported = {Path(item.name).stem for item in [*report.bad]} | {
+        Path(name).stem for name, _ in report.reencoded
+    }
+    for (
+        file
+    ) in folder.iterdir():  # what libjpeg sees as damaged is either named as bad or not stored as it is
+        try:
+            simplejpeg.decode_jpeg(file.read_bytes(), "RGB", strict=True)
+        except ValueError:
+            assert file.stem in reported, file
+    assert "stray" not in {Path(item.name).stem for item in report.bad}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -205,7 +312,11 @@ def test_two_conversions_of_one_output_exclude_each_other(tree, tmp_path):
         ),
         (["--dataset", "{tree}/train", "-o", "{tmp}/full"], "is no store"),
         (["--dataset", "{tree}/train", "-o", "{tmp}/out", "--shards", "0"], "0 shards"),
-        (["--dataset", "{tree}/train", "-o", "/proc/nowhere/out"], "cannot write"),
+        (["--dataset", "{tree}/train", "-o", "{tmp}/full/thesis.tex/out"], "cannot write"),
+        (["--dataset", "{tree}/train", "-o", "{tmp}/out", "-s", "train"], "-s and --to_dir go with -f"),
+        (["-f", "{tree}", "-s", "train/n01440007"], "the name of one folder"),
+        (["--dataset", "{tree}/train", "-o", "{tmp}/out", "--workers", "many"], "invalid int value"),
+        (["--dataset", "{tree}/train", "-o", "{tmp}/out", "--shuffle", "--seed", "-1"], "seed -1"),
     ],
 )
 def test_a_mistake_is_one_line_and_touches_nothing(tree, tmp_path, arguments, message):
@@ -262,7 +373,7 @@ def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_store(tree, tmp_p
         f"c.convert(open_source({str(many)!r}), {str(tmp_path / 's')!r}, workers=2, shards=2)\n"
     )
     rng = random.Random(time.time_ns())
-    finished = 0
+    partial = 0
     for _ in range(int(os.environ.get("KILLS", "20"))):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
         process.stdout.readline()
@@ -275,12 +386,13 @@ def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_store(tree, tmp_p
             facts = describe(LMDBStore(tmp_path / "s"))
         if facts["complete"]:
             assert facts["digest"] == whole.digest
-            finished += 1
             shutil.rmtree(tmp_path / "s")
+        else:
+            partial += any(len(read_journal(file)) for file in (tmp_path / "s").glob("shard-*"))
     convert(open_source(many), tmp_path / "s", workers=2, shards=2)
     assert describe(LMDBStore(tmp_path / "s"))["digest"] == whole.digest
     assert verify(tmp_path / "s", workers=0) == []
-    assert finished < 20
+    assert partial  # or every kill came too late to tell anything
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process group")
