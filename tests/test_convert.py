@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 from imagelmdb.errors import UserError
 from imagelmdb.sample import make_odd_files, make_tree
 from imagelmdb.store.convert import convert
-from imagelmdb.store.encode import Encoding
+from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.environment import open_environment
 from imagelmdb.store.format import JOURNAL_PREFIX, StoreError, UnfinishedStoreError
 from imagelmdb.store.info import describe
@@ -362,13 +362,17 @@ def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_store(tree, tmp_p
     for file in list(many.rglob("*.JPEG")):
         for copy in range(10):
             os.link(file, file.with_name(f"{file.stem}_{copy}.JPEG"))
+    one = sorted(many.rglob("*.JPEG"))[0]
+    encode_image(one.read_bytes(), Encoding())  # compiled, so that kills fall into the work
     started = time.monotonic()
     whole = convert(open_source(many), tmp_path / "whole", workers=2, shards=2)
     duration = time.monotonic() - started
     code = (
         "import sys, imagelmdb.store.convert as c\n"
+        "from imagelmdb.store.encode import Encoding, encode_image\n"
         "from imagelmdb.store.sources import open_source\n"
         "c._COMMIT_BYTES = 50_000\n"  # many transactions, so that kills fall into and between them
+        f"encode_image(open({str(one)!r}, 'rb').read(), Encoding())\n"
         "print('started', flush=True)\n"
         f"c.convert(open_source({str(many)!r}), {str(tmp_path / 's')!r}, workers=2, shards=2)\n"
     )
