@@ -63,7 +63,9 @@ while [ $# -gt 0 ]; do
         mounts+=(-v "$path:$path")
         value=$path
     elif [ -e "$value" ]; then
-        mounts+=(-v "$path:$path:ro")
+        mount=$path
+        [ "$name" != --config ] || mount=$(dirname "$path") # a recipe may be based on its neighbour
+        mounts+=(-v "$mount:$mount:ro")
         value=$path
     elif [ "$name" = --train ] || [ "$name" = --val ]; then
         fail "$name $value does not exist"

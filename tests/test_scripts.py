@@ -198,11 +198,14 @@ def test_docker_sees_the_data_read_only_and_the_output_writable(tmp_path):
     (tmp_path / "docker").chmod(0o755)
     (tmp_path / "train-lmdb").mkdir()
     options = ["--train", "train-lmdb", f"--val={tmp_path}/train-lmdb", "--lmdb", "--output", "out", "-b", 64]
+    options += ["--config", ROOT / "configs/rn50_250e.yaml"]
     text = bash("train_docker.sh", "--image", "mine", *options, cwd=tmp_path, path=tmp_path)
     store, out = tmp_path / "train-lmdb", tmp_path / "out"
-    assert f"-v {store}:{store}:ro" in text and f"-v {out}:{out} " in text and "--ipc=host" in text
+    assert f"-v {store}:{store}:ro" in text and f"-v {out}:{out} " in text
+    assert f"-v {ROOT}/configs:{ROOT}/configs:ro" in text and "--ipc=host" in text
     assert text.split(" mine ")[1].split() == [
-        *["--train", str(store), "--val", str(store), "--lmdb", "--output", str(out), "-b", "64"]
+        *["--train", str(store), "--val", str(store), "--lmdb", "--output", str(out), "-b", "64"],
+        *["--config", str(ROOT / "configs/rn50_250e.yaml")],
     ]
     assert out.is_dir()
     text = bash("train_docker.sh", "--train", "nowhere", cwd=tmp_path, path=tmp_path, code=2)
