@@ -18,7 +18,10 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Feed:
-    """On a GPU, uint8 batches cross on a stream of their own, from pinned memory."""
+    """On a GPU, uint8 batches in host memory cross on a stream of their own, from pinned memory.
+
+    Those that are on the device already, as DALI's are, must be ordered on its current stream.
+    """
 
     def __init__(self, batches: Iterable[Batch], device: torch.device):
         self._batches = iter(batches)
@@ -57,11 +60,14 @@ class Feed:
         if batch is None:
             return None
         ready = torch.cuda.Event(enable_timing=True)
-        with torch.cuda.stream(self._copies):
-            images, labels = (tensor.to(self._device, non_blocking=True) for tensor in batch)
-            ready.record(self._copies)
-        compute.wait_event(ready)
-        for tensor in (images, labels):
-            tensor.record_stream(compute)
+        if batch[0].is_cuda:
+            ready.record(compute)
+        else:
+            with torch.cuda.stream(self._copies):
+                batch = tuple(tensor.to(self._device, non_blocking=True) for tensor in batch)
+                ready.record(self._copies)
+            compute.wait_event(ready)
+            for tensor in batch:
+                tensor.record_stream(compute)
         self._gaps.append((idle, ready))
-        return images, labels
+        return batch
