@@ -60,13 +60,12 @@ def test_what_is_missing_for_an_export_is_one_line(tmp_path, monkeypatch):
 
 def test_a_profile_traces_its_steps_and_no_others(tmp_path):
     profiler = Profiler(tmp_path, steps=3)
-    ended = []
     for step in range(SKIPPED_STEPS + 6):
         with torch.profiler.record_function(f"step_{step}_"):
             torch.ones(2).add(1)
-        ended.append(profiler.after_step())
+        profiler.after_step()
+        assert profiler.path.exists() == (step >= SKIPPED_STEPS + 2)
     profiler.close()
-    assert [step for step, last in enumerate(ended) if last] == [SKIPPED_STEPS + 2]
     trace = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))
     names = {event["name"] for event in trace["traceEvents"]}
     traced = [step for step in range(SKIPPED_STEPS + 6) if f"step_{step}_" in names]
@@ -84,4 +83,12 @@ def test_a_run_that_ends_early_still_has_its_trace_and_without_steps_there_is_no
     for _ in range(10):
         profiler.after_step()
     profiler.close()
+    assert not profiler.path.exists()
+
+
+def test_a_run_too_short_for_a_trace_says_so(tmp_path, capsys):
+    profiler = Profiler(tmp_path, steps=3)
+    profiler.after_step()
+    profiler.close()
+    assert "--profile: no trace" in capsys.readouterr().out
     assert not profiler.path.exists()

@@ -21,24 +21,26 @@ class Profiler:
         self._skip = SKIPPED_STEPS
         self._profile: torch.profiler.profile | None = None
 
-    def after_step(self) -> bool:
-        """True when this step was the last of the trace, which is then written."""
+    def after_step(self) -> None:
+        """The trace is written after its last step."""
         if not self._left:
-            return False
+            return
         if self._profile is None:
             self._skip -= 1
             if self._skip <= 0:
                 self._profile = torch.profiler.profile()
                 self._profile.start()
-            return False
+            return
         self._left -= 1
         if not self._left:
             self.close()
-        return not self._left
 
     def close(self) -> None:
         """Writes what a run that ended early has traced."""
-        profile, self._profile, self._left = self._profile, None, 0
+        profile, left = self._profile, self._left
+        self._profile, self._left = None, 0
         if profile is not None:
             profile.stop()
             profile.export_chrome_trace(str(self.path))
+        elif left:
+            print(f"--profile: no trace, the run ended in the first {SKIPPED_STEPS} steps", flush=True)
