@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torchvision
 from timm.layers import BlurPool2d
 from torch import nn
 
@@ -37,6 +38,28 @@ def test_an_unfitting_model_is_one_line_with_the_way_out(options, message):
     with pytest.raises(UserError) as error:
         build(**options)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "googlenet", "inception_v3"])
+def test_trained_weights_get_a_new_head_and_are_not_fetched_for_a_checkpoint(arch, monkeypatch):
+    fetched = []
+
+    def fetch(*args, **options):
+        fetched.append(args)
+        return torchvision.models.get_model(
+            arch, **({} if arch == "resnet18" else {"init_weights": False})
+        ).state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    trained = build(arch=arch, pretrained=True)
+    assert len(fetched) == 1
+    config = Config(arch=arch, pretrained=True)
+    resumed = make_model(config, classes=10, device=torch.device("cpu"), fetch=False).eval()
+    assert len(fetched) == 1
+    resumed.load_state_dict(trained.state_dict())
+    images = torch.rand(2, 3, 96, 96)
+    assert torch.equal(resumed(images), trained(images))
+    assert trained.train()(images).shape == (2, 10)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "timm:resnet50"])

@@ -29,8 +29,8 @@ def export_checkpoint(checkpoint: Path, path: str | Path, config: Config) -> Non
         raise UserError(f"--export: there is no {checkpoint}; train first, or name the run with --output")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     # A single CPU exports: what speaks to other ranks or fetches weights is left out.
-    config = dataclasses.replace(config, sync_bn=False, pretrained=False, channels_last=False)
-    model = make_model(config, classes=len(state["classes"]), device=torch.device("cpu")).eval()
+    config = dataclasses.replace(config, sync_bn=False, channels_last=False)
+    model = make_model(config, classes=len(state["classes"]), device=torch.device("cpu"), fetch=False).eval()
     model.load_state_dict(state.get("ema") or state["model"])
     # Two images, since torch.export takes a batch of one for a constant.
     images = torch.randn(2, 3, config.val_size, config.val_size)

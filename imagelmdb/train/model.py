@@ -19,10 +19,13 @@ from imagelmdb.recipe import nearest
 _UNFETCHED = "--pretrained: the weights of {} cannot be fetched: {}"
 
 
-def make_model(config: Config, *, classes: int, device: torch.device) -> nn.Module:
-    """The model on its device, in its memory format; not wrapped, not compiled."""
+def make_model(config: Config, *, classes: int, device: torch.device, fetch: bool = True) -> nn.Module:
+    """The model on its device, in its memory format; not wrapped, not compiled.
+
+    Without `fetch` --pretrained gets no weights: a checkpoint's are to follow.
+    """
     make = _make_timm if config.arch.startswith("timm:") else _make_torchvision
-    model = make(config, classes)
+    model = make(config, classes, config.pretrained and fetch)
     if config.zero_init:
         zero_last_gammas(model, arch=config.arch)
     if config.prior_bias:
@@ -61,15 +64,18 @@ def add_blurpool(module: nn.Module, *, max_pools: bool) -> None:
             add_blurpool(child, max_pools=max_pools)
 
 
-def _make_torchvision(config: Config, classes: int) -> nn.Module:
+def _make_torchvision(config: Config, classes: int, pretrained: bool) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if config.arch not in names:
         hint = f": use timm:{config.arch}" if timm.is_model(config.arch) else nearest(config.arch, names)
         raise UserError(f"--arch {config.arch} is no model of torchvision{hint}")
     options = {"stochastic_depth_prob": config.drop_path} if config.drop_path else {}
-    if config.arch in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": not config.pretrained}
-    options |= {"weights": "DEFAULT"} if config.pretrained else {"num_classes": classes}
+    has_aux = config.arch in ("googlenet", "inception_v3")
+    if has_aux:
+        options["transform_input"] = config.pretrained  # the trained weights want it
+    if has_aux and not pretrained:
+        options |= {"aux_logits": False, "init_weights": True}
+    options |= {"weights": "DEFAULT"} if pretrained else {"num_classes": classes}
     try:
         model = torchvision.models.get_model(config.arch, **options)
     except TypeError as error:
@@ -78,29 +84,29 @@ def _make_torchvision(config: Config, classes: int) -> nn.Module:
         hint = f"; timm:{config.arch} has" if timm.is_model(config.arch) else ""
         raise UserError(f"--drop-path: torchvision's {config.arch} has no stochastic depth{hint}") from None
     except urllib.error.URLError as error:
-        raise UserError(
-            f"--pretrained: the weights of {config.arch} cannot be fetched: {error.reason}"
-        ) from None
-    if config.pretrained:
+        raise UserError(_UNFETCHED.format(config.arch, error.reason)) from None
+    if pretrained:
+        if config.arch == "inception_v3":  # torchvision insists on it where it loads weights
+            model.aux_logits, model.AuxLogits = False, None
         name, head = _head(model, arch=config.arch)
         if head.out_features != classes:
             model.set_submodule(name, nn.Linear(head.in_features, classes))
     return model
 
 
-def _make_timm(config: Config, classes: int) -> nn.Module:
+def _make_timm(config: Config, classes: int, pretrained: bool) -> nn.Module:
     name = config.arch.removeprefix("timm:")
     if not timm.is_model(name):
         raise UserError(f"--arch {config.arch} is no model of timm{nearest(name, timm.list_models())}")
     options = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     try:
-        return timm.create_model(name, pretrained=config.pretrained, num_classes=classes, **options)
+        return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
         raise UserError(f"--drop-path: timm's {name} has no stochastic depth") from None
     except (OSError, RuntimeError) as error:
-        if not config.pretrained:
+        if not pretrained:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(_UNFETCHED.format(name, reason)) from None
