@@ -11,6 +11,7 @@ epoch, step) alone: not from workers, ranks, restarts, or whether it comes from 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from imagelmdb.errors import UserError
-from imagelmdb.store.reader import LMDBStore
+from imagelmdb.store.format import StoreError
+from imagelmdb.store.pages import check_file
+from imagelmdb.store.reader import LMDBStore, find_files
 
 from .batch import BatchDataset, EvalCrop, Request, TrainCrop, Transform, make_slot
 from .folder import FolderStore
@@ -213,7 +216,22 @@ def _make_loader(
 
 
 def _open_store(path: str | Path, lmdb: bool, *, partial: bool = False) -> LMDBStore | FolderStore:
-    return LMDBStore(path, partial=partial) if lmdb else FolderStore(path)
+    if lmdb:
+        return LMDBStore(path, partial=partial)
+    try:
+        return FolderStore(path)
+    except StoreError:
+        if _is_store(path):
+            raise UserError(f"{path} is a store: add --lmdb") from None
+        raise
+
+
+def _is_store(path: str | Path) -> bool:
+    with contextlib.suppress(StoreError):
+        for file in find_files(Path(path).expanduser()):
+            check_file(file)
+        return True
+    return False
 
 
 def _check_decoder(decode: str) -> str:

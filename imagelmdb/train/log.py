@@ -39,11 +39,10 @@ class Logger:
         self._start = time.monotonic()
         if rank != 0:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        kept = read_log(self.folder, until_step=resume_step) if resume_step is not None else []
-        self._seconds_before = kept[-1]["seconds"] if kept else 0.0
-        _replace_lines(self.folder / "log.jsonl", kept)
-        self._file = (self.folder / "log.jsonl").open("a")
+        try:
+            self._open(resume_step)
+        except OSError as error:
+            raise UserError(f"--output {self.folder} cannot be written: {error.strerror}") from error
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -127,6 +126,13 @@ class Logger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _open(self, resume_step: int | None) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = read_log(self.folder, until_step=resume_step) if resume_step is not None else []
+        self._seconds_before = kept[-1]["seconds"] if kept else 0.0
+        _replace_lines(self.folder / "log.jsonl", kept)
+        self._file = (self.folder / "log.jsonl").open("a")
 
     def _write(self, event: str, step: int, values: dict[str, Any]) -> None:
         seconds = round(self._seconds_before + time.monotonic() - self._start, 3)
