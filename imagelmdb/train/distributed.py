@@ -30,6 +30,7 @@ from .world import AgreedMistake, World
 
 EXIT_USER = 2
 EXIT_DIVERGED = 3
+EXIT_INTERRUPTED = 130
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a launcher may queue the run again
 TIMEOUT = timedelta(minutes=10)  # of the rendezvous and of every collective
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -142,6 +143,9 @@ def _spawn(run, config, places: list[Place]) -> int:
                 code = code or process.exitcode
             if not ended:
                 break
+    except KeyboardInterrupt:  # the ranks have heard it as well
+        code = EXIT_INTERRUPTED
+        multiprocessing.connection.wait(list(running), timeout=5)
     finally:
         for process in running.values():
             process.kill()
@@ -233,7 +237,7 @@ def _end(world: World, error: BaseException) -> int:
         return EXIT_CODES[type(error)]
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
-        return 130
+        return EXIT_INTERRUPTED
     if isinstance(error, RuntimeError) and world.size > 1:
         # A collective breaks mostly because another rank ended: give that one a moment to say why.
         other = world.board.failure(wait_seconds=2.0)
