@@ -16,21 +16,21 @@ from typing import Any
 from torch import nn
 
 from imagelmdb.config import Config, parse_config, save_config
-from imagelmdb.data.augment import BatchAugment
+from imagelmdb.data.augment import BatchAugment, make_batch_augment
 from imagelmdb.data.loaders import Loader, make_loaders
 from imagelmdb.data.shards import find_local_shards
 from imagelmdb.errors import UserError
 from imagelmdb.train.checkpoint import BEST, LAST, find_checkpoint, load_weights, make_checkpoints
 from imagelmdb.train.distributed import launch, report_mistake, set_up_torch
 from imagelmdb.train.engine import make_trainer
-from imagelmdb.train.evaluate import evaluate
+from imagelmdb.train.evaluate import make_test
 from imagelmdb.train.export import check_export, export_checkpoint
 from imagelmdb.train.log import Logger
 from imagelmdb.train.metrics import Evaluation
 from imagelmdb.train.model import make_model
 from imagelmdb.train.profile import Profiler
 from imagelmdb.train.progress import describe_bottleneck
-from imagelmdb.train.report import find_confused, save_grid, write_report
+from imagelmdb.train.report import update_report
 from imagelmdb.train.resume import check_classes, describe_options, find_start
 from imagelmdb.train.schedule import size_at
 from imagelmdb.train.world import World
@@ -50,8 +50,6 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
     with world.agree():
         config, start, notes = find_start(config, explicit)
         check_export(config.export)
-        if config.export and config.evaluate and not start:
-            raise UserError("--export with --evaluate needs the checkpoint: --resume PATH")
     world.check_same(start["step"] if start else -1, "sees another checkpoint than rank 0: share --output")
     set_up_torch(tf32=config.tf32, deterministic=config.deterministic, seed=config.seed)
 
@@ -60,32 +58,20 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
     with world.agree():
         if start:
             check_classes(start["classes"], classes)
-        model = make_model(config, classes=len(classes), device=world.device)
+        model = make_model(config, classes=len(classes), device=world.device, fetch=not start)
     for note in notes:
         world.say(note)
     if config.compile:
         model.compile(dynamic=False)
-    augment = BatchAugment(
-        mixup=config.mixup,
-        cutmix=config.cutmix,
-        random_erase=config.random_erase,
+    augment = make_batch_augment(config, classes=len(classes), device=world.device)
+    test = val_loader and make_test(
+        config,
+        functools.partial(val_loader.epoch, 0),
+        world=world,
+        normalize=augment.normalize,
         classes=len(classes),
-        device=world.device,
+        images=val_loader.images_per_epoch,
     )
-
-    def test(model: nn.Module) -> Evaluation:
-        return evaluate(
-            model,
-            val_loader.epoch(0),
-            world=world,
-            normalize=augment.normalize,
-            classes=len(classes),
-            images=val_loader.images_per_epoch,
-            amp=config.amp,
-            flip_tta=config.flip_tta,
-            pad_to=config.batch_size // world.size if config.compile else 0,
-        )
-
     if config.evaluate:
         with world.agree():
             if start:
@@ -93,7 +79,7 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
         world.say(test(model).describe())
         best = find_checkpoint(config.resume, config.run_dir)
     else:
-        train(config, world, start, train_loader, model, augment, test if val_loader else None)
+        train(config, world, start, train_loader, model, augment, test)
         best = config.run_dir / (BEST if val_loader else LAST)
     if config.export and world.is_main:
         export_checkpoint(best, config.export, config)
@@ -115,9 +101,8 @@ def train(
         if start:
             trainer.load_state_dict(start, optimizer=start["config"]["optimizer"] == config.optimizer)
         log = Logger(config, rank=world.rank, resume_step=start["step"] if start else None)
-    folder = config.run_dir
     checkpoints = make_checkpoints(config)
-    profiler = Profiler(folder, steps=config.profile if world.is_main else 0)
+    profiler = Profiler(config.run_dir, steps=config.profile if world.is_main else 0)
 
     def save(**options: Any) -> None:
         trainer.check_finite()
@@ -127,7 +112,7 @@ def train(
 
     with log, contextlib.closing(profiler):
         if world.is_main:
-            save_config(config, folder / "config.yaml")
+            save_config(config, config.run_dir / "config.yaml")
         share = config.batch_size // world.size
         log.say(f"global batch {config.batch_size} = {world.size} ranks x {share}, peak LR {config.lr:g}")
         for epoch in range(trainer.progress.epoch, config.epochs):
@@ -146,15 +131,14 @@ def train(
                 result = test(trainer.evaluated)
                 best = progress.take_best(result.top1)
                 values |= result.as_log()
-            verdict = describe_bottleneck(progress, workers=config.workers, lmdb=config.lmdb)
+            verdict = describe_bottleneck(
+                progress, workers=config.workers, local_size=world.local_size, lmdb=config.lmdb
+            )
             log.epoch(epoch=epoch, step=trainer.step, verdict=verdict, **values)
             if world.is_main:
-                if test:
-                    pairs = find_confused(result.confusion, loader.classes)
-                    log.write("confused", step=trainer.step, pairs=pairs)
-                if trainer.sample:  # none where a resume found the epoch's steps all done
-                    save_grid(folder, augment.denormalize(augment(*trainer.sample)[0]))
-                write_report(folder)
+                # There is no sample where a resume found the epoch's steps all done.
+                shown = augment.denormalize(augment(*trainer.sample)[0]) if trainer.sample else None
+                update_report(log, shown, test and result.confusion, loader.classes, step=trainer.step)
             progress.begin_next_epoch()
             save(epoch=epoch, best=best)
 

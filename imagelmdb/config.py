@@ -56,6 +56,10 @@ class Config:
     shuffle: Literal["full", "block", "local"] = option(
         "full", "block and local suit stores larger than memory"
     )
+    prefetch_pages: bool = option(False, "ask the disk ahead for the records of a store larger than memory")
+    dct_scale: bool = option(
+        False, "decode large crops at 1/2, 1/4 or 1/8 size: faster, other pixels than the published recipes'"
+    )
     repeats: int = option(
         1, "times each image comes in a row of batches, with other crops (repeated augmentation)", least=1
     )
@@ -185,6 +189,9 @@ def _impossible(c: Config) -> dict[str, bool]:
         ),
         "--blurpool-maxpool needs --blurpool": c.blurpool_maxpool and not c.blurpool,
         "--dummy has no images to --evaluate": c.dummy and c.evaluate,
+        "--export with --evaluate needs the checkpoint: --resume PATH": (
+            bool(c.export) and c.evaluate and not c.resume
+        ),
         f"--export {c.export}: the name must end in .pt2 or .onnx": (
             bool(c.export) and Path(c.export).suffix not in (".pt2", ".onnx")
         ),
@@ -198,11 +205,16 @@ def parse_config(argv: Sequence[str] | None = None) -> tuple[Config, frozenset[s
     hints = {key: hint for key, hint in get_type_hints(Config).items() if key != "config"}
     values = load_recipe(given["config"], hints=hints) if given["config"] else {}
     config = Config(**values | {key: given[key] for key in explicit})
-    if not config.dummy:
-        for key in ("val",) if config.evaluate else ("train", "val"):
-            if not getattr(config, key):
-                raise UserError(f"{flag(key)} is missing: give the folder, or the store with --lmdb")
+    if not config.resume:  # else a checkpoint may name them
+        check_images(config)
     return config, explicit
+
+
+def check_images(config: Config) -> None:
+    """UserError where the run's images are not named."""
+    for key in () if config.dummy else ("val",) if config.evaluate else ("train", "val"):
+        if not getattr(config, key):
+            raise UserError(f"{flag(key)} is missing: give the folder, or the store with --lmdb")
 
 
 def save_config(config: Config, path: str | Path) -> None:

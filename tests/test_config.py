@@ -62,6 +62,7 @@ def test_options_are_recognised_as_set_in_each_spelling():
         ("--start-size 160", "--start-size needs --grow-until"),
         ("--scale 1 0.08", "--scale (1.0, 0.08) runs backwards"),
         ("--export model.pt", "must end in .pt2 or .onnx"),
+        ("--evaluate --export model.pt2", "--export with --evaluate needs the checkpoint"),
         ("--config missing.yaml", "--config missing.yaml: No such file"),
     ],
 )
@@ -89,6 +90,7 @@ def test_missing_images_are_one_line():
         parse_config(["-e"])
     parse_config(["--dummy"])
     parse_config(["-e", "--val", "V"])
+    parse_config(["-e", "--resume", "best.pt"])  # which may name them
 
 
 @pytest.mark.parametrize(

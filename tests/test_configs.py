@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from imagelmdb.config import Config, parse_config
-from imagelmdb.data.augment import BatchAugment, make_sample_transform
+from imagelmdb.data.augment import make_batch_augment, make_sample_transform
 from imagelmdb.train.loss import make_loss
 from imagelmdb.train.model import make_model
 from imagelmdb.train.optim import make_optimizer, set_lr
@@ -38,13 +38,7 @@ def test_a_recipe_takes_two_steps(path):
     model = make_model(config, classes=CLASSES, device=CPU)
     optimizer = make_optimizer(config, model)
     loss_of = make_loss(config)
-    augment = BatchAugment(
-        mixup=config.mixup,
-        cutmix=config.cutmix,
-        random_erase=config.random_erase,
-        classes=CLASSES,
-        device=CPU,
-    )
+    augment = make_batch_augment(config, classes=CLASSES, device=CPU)
     transform = make_sample_transform(config.auto_augment)
     images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
     labels = torch.arange(BATCH)

@@ -62,6 +62,7 @@ def test_every_mistake_is_one_line_and_exit_code_2_on_every_rank(tmp_path, data)
         "classes differ": [*TINY, "--train", str(data / "train"), "--val", str(data / "other")],
         "flat val": [*TINY, "--train", str(data / "train"), "--val", str(data / "flat")],
         "store without --lmdb": [*TINY, *stores(data)[:-1]],
+        "unwritable output": [*good, "--output", str(tmp_path / "no.pt")],
         "--lmdb on folders": [*good, "--lmdb"],
         "class count of a checkpoint": [*TINY, "-e", "--val", str(data / "one"), *checkpoint[:2]],
         "another architecture": [*good, *checkpoint, "-a", "resnet18"],
@@ -86,6 +87,8 @@ def test_every_mistake_is_one_line_and_exit_code_2_on_every_rank(tmp_path, data)
         assert [code for code, _ in results] == [2, 2], (name, results)
         printed = [text for _, text in results if text]
         assert printed and all(re.fullmatch(r"error: [^\n]+\n", text) for text in printed), (name, printed)
+        if name == "store without --lmdb":
+            assert "is a store: add --lmdb" in printed[0]
 
 
 def test_files_and_their_store_end_in_identical_weights(tmp_path, data, capfd):
@@ -121,6 +124,18 @@ def test_the_options_of_pytorch_examples_work_as_written(tmp_path, data, capfd):
     assert main.main([*TINY, *folders(data), *form, "--dist-backend", "gloo", *options]) == 0
     assert main.main([*TINY, *folders(data), "-e", "--resume", str(tmp_path / "best.pt")]) == 0
     assert "images 16" in capfd.readouterr().out
+
+
+def test_a_checkpoint_names_its_images_and_the_command_line_what_its_own_are(tmp_path, data, capfd):
+    assert main.main([*TINY, *stores(data), "--epochs", "1", "--output", str(tmp_path)]) == 0
+    best = ["-e", "--resume", str(tmp_path / "best.pt")]
+    assert main.main(best) == 0
+    assert main.main([*best, "--val", str(data / "val")]) == 0
+    figures = re.findall("val loss .* images 16", capfd.readouterr().out)
+    assert len(figures) == 2 and figures[0] == figures[1]
+    assert main.main(["-e", "--resume", "auto", "--output", str(tmp_path / "none")]) == 2
+    assert main.main(["--resume", "auto", "--output", str(tmp_path / "none")]) == 2
+    assert "--train is missing" in capfd.readouterr().err
 
 
 def test_dummy_needs_no_data(tmp_path, capfd):

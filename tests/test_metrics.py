@@ -66,9 +66,16 @@ def test_the_verdict_names_both_rates_and_what_to_try(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     fed = Progress(seconds=10, wait_seconds=0.2)
     starved = Progress(seconds=10, wait_seconds=5, timed_images=20_000)
-    assert describe_bottleneck(fed, workers=8, lmdb=True) == "compute-bound"
-    assert describe_bottleneck(starved, workers=6, lmdb=False) == (
+    assert describe_bottleneck(fed, workers=8, local_size=1, lmdb=True) == "compute-bound"
+    assert describe_bottleneck(starved, workers=6, local_size=1, lmdb=False) == (
         "data-bound: the loader gives 2,000 images/s, the model takes 4,000; try --workers 8"
     )
-    assert "--lmdb" in describe_bottleneck(starved, workers=8, lmdb=False)
-    assert "--max-size" in describe_bottleneck(starved, workers=8, lmdb=True)
+    assert "--lmdb" in describe_bottleneck(starved, workers=8, local_size=1, lmdb=False)
+    assert "--max-size" in describe_bottleneck(starved, workers=8, local_size=1, lmdb=True)
+
+
+def test_the_verdict_shares_the_machines_cores_among_its_ranks(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    starved = Progress(seconds=10, wait_seconds=5, timed_images=20_000)
+    assert "--workers 2" in describe_bottleneck(starved, workers=1, local_size=4, lmdb=True)
+    assert "--workers" not in describe_bottleneck(starved, workers=2, local_size=4, lmdb=True)

@@ -1,7 +1,7 @@
 """Augmentation: one sample at a time on the CPU, and whole batches on the device.
 
     transform = make_sample_transform("ta_wide")       # for make_train_loader
-    augment = BatchAugment(mixup=0.2, classes=1000, device=device)
+    augment = make_batch_augment(config, classes=1000, device=device)
     images, targets = augment(images, labels)         # uint8 -> normalised float32, soft targets
     images = augment.normalize(images)                # what evaluation needs
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from imagelmdb.config import Config
 from imagelmdb.errors import UserError
 
 # Of ImageNet's pixels, 0 to 1: what all published recipes use.
@@ -108,6 +109,16 @@ class BatchAugment:
     def denormalize(self, images: Tensor) -> Tensor:
         """Back to uint8, for people to look at."""
         return (images * self.std + self.mean).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def make_batch_augment(config: Config, *, classes: int, device: torch.device) -> BatchAugment:
+    return BatchAugment(
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        random_erase=config.random_erase,
+        classes=classes,
+        device=device,
+    )
 
 
 def erase(images: Tensor, *, probability: float) -> Tensor:

@@ -76,6 +76,8 @@ def make_loaders(
         hflip=config.hflip,
         repeats=config.repeats,
         shuffle=config.shuffle,
+        prefetch_pages=config.prefetch_pages,
+        dct_scale=config.dct_scale,
         node_shards=node_shards,
         transform=make_sample_transform(config.auto_augment),
         **source,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from imagelmdb.config import Config
+
 from .feed import Batch, Feed
 from .metrics import Evaluation, Totals
 from .world import World
@@ -50,6 +52,33 @@ def evaluate(
     if result.images != images:
         raise RuntimeError(f"evaluated {result.images} images of {images}: the loader's shares are wrong")
     return result
+
+
+def make_test(
+    config: Config,
+    make_batches: Callable[[], Iterable[Batch]],
+    *,
+    world: World,
+    normalize: Callable[[torch.Tensor], torch.Tensor],
+    classes: int,
+    images: int,
+) -> Callable[[nn.Module], Evaluation]:
+    """`evaluate` as the config wants it, a function of the model alone."""
+
+    def test(model: nn.Module) -> Evaluation:
+        return evaluate(
+            model,
+            make_batches(),
+            world=world,
+            normalize=normalize,
+            classes=classes,
+            images=images,
+            amp=config.amp,
+            flip_tta=config.flip_tta,
+            pad_to=config.batch_size // world.size if config.compile else 0,
+        )
+
+    return test
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:

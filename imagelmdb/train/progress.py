@@ -71,12 +71,15 @@ class Reading:
     data_wait: float
 
 
-def describe_bottleneck(progress: Progress, *, workers: int, lmdb: bool) -> str:
-    """The epoch's verdict: which of loader and model waits for the other, and what may help."""
+def describe_bottleneck(progress: Progress, *, workers: int, local_size: int, lmdb: bool) -> str:
+    """The epoch's verdict: which of loader and model waits for the other, and what may help.
+
+    `workers` are those of each of the `local_size` ranks on this machine.
+    """
     if progress.data_wait < DATA_BOUND_SHARE:
         return "compute-bound"
     model_rate = progress.timed_images / max(progress.seconds - progress.wait_seconds, 1e-9)
-    cores = os.cpu_count() or 1
+    cores = (os.cpu_count() or 1) // local_size  # for each rank
     if workers < cores:
         advice = f"--workers {min(2 * max(workers, 1), cores)}"
     elif not lmdb:

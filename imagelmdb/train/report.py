@@ -1,8 +1,7 @@
 """report.html: one file that shows a run, made from the run's folder alone; it needs no network.
 
-save_grid(folder, images)                          # uint8 NCHW: what the model was trained on
-log.write("confused", step=step, pairs=find_confused(confusion, classes))
-write_report(folder)                               # after each epoch
+update_report(log, images, confusion, classes, step=trainer.step)    # after each epoch
+write_report(folder)                                                 # again from what lies there
 """
 
 import base64
@@ -18,13 +17,24 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from imagelmdb.train.chart import Line, draw_lines, thin_out
-from imagelmdb.train.log import read_log
+from imagelmdb.train.log import Logger, read_log
 from imagelmdb.train.page import PAGE, STYLE
 
 GRID_IMAGES, GRID_COLUMNS, GRID_PX, GRID_QUALITY = 24, 8, 112, 90
 CONFUSED_PAIRS = 8
 CHART_POINTS = 300  # of the lines drawn from single readings
 MOST_DOTS = 100  # epochs; more are drawn as a bare line
+
+
+def update_report(
+    log: Logger, images: Tensor | None, confusion: Tensor | None, classes: list[str], *, step: int
+) -> None:
+    """The report after an epoch; images are uint8 NCHW, as the model sees them."""
+    if confusion is not None:
+        log.write("confused", step=step, pairs=find_confused(confusion, classes))
+    if images is not None:
+        save_grid(log.folder, images)
+    write_report(log.folder)
 
 
 def find_confused(confusion: Tensor, classes: list[str]) -> list[dict[str, Any]]:

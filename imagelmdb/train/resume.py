@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from imagelmdb.config import LAUNCH_KEYS, Config
+from imagelmdb.config import LAUNCH_KEYS, Config, check_images
 from imagelmdb.errors import UserError
 
 from .checkpoint import find_checkpoint, load
@@ -30,13 +30,17 @@ def find_start(config: Config, explicit: frozenset[str]) -> tuple[Config, dict[s
     if path is None:
         if config.evaluate and config.resume:
             raise UserError(f"--evaluate: no checkpoint in {config.run_dir}; name one with --resume PATH")
+        check_images(config)
         return config, None, []
     checkpoint = load(path)
     saved = checkpoint["config"]
     if "arch" in explicit and config.arch != saved["arch"]:
         raise UserError(f"{path} is of another architecture: {saved['arch']}, not --arch {config.arch}")
+    if explicit & {"train", "val"}:  # what they are, folders or stores, is the command line's as well
+        explicit |= {"lmdb"}
     adopted, lines = adopt_options(config, saved, explicit=explicit)
-    lines.insert(0, f"{path}: goes on from step {checkpoint['step']}")
+    check_images(adopted)
+    lines.insert(0, f"{path}: {_describe_position(checkpoint, adopted)}")
     return adopted, checkpoint, lines
 
 
@@ -61,6 +65,14 @@ def adopt_options(
             f"the checkpoint's options hold against those of {config.config}: " + ", ".join(overruled)
         )
     return dataclasses.replace(config, **adopted), lines
+
+
+def _describe_position(checkpoint: dict[str, Any], config: Config) -> str:
+    if config.evaluate:
+        return f"the weights of step {checkpoint['step']}"
+    if checkpoint["progress"]["epoch"] >= config.epochs:
+        return f"its {config.epochs} epochs are done; --epochs takes more"
+    return f"goes on from step {checkpoint['step']}"
 
 
 def describe_options(config: Config) -> dict[str, Any]:
