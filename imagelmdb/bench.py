@@ -127,7 +127,7 @@ def _make_loaders(
 
     def read_tiles() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for images, labels in loader.epoch(next(epochs)):
-            yield (images - mean) / std, labels
+            yield images.float().sub_(mean).div_(std), labels
 
     def read_dataset(dataset: ImageFolder | ImageFolderLMDB) -> Epoch:
         options = {"shuffle": True, "drop_last": True, "persistent_workers": workers > 0}

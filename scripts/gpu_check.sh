@@ -5,7 +5,7 @@
 # Results are written after every row, and a part that fails does not stop the others. On 16 cores it should
 # take about 20 minutes (an estimate: not measured yet). --tiny needs no GPU and shows that every part runs.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 parts="prepare tests pixels loaders options memory train"
 flags=()

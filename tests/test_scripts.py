@@ -18,6 +18,7 @@ from imagelmdb.sample import make_tree
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
+SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=Path(sys.executable).parent)
 
 
 def run(*command, cwd=ROOT, code=0, path=None, **environ):
@@ -63,9 +64,9 @@ def test_every_script_explains_itself(script):
     assert script in text and not text.startswith("!") and "set -e" not in text
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
-    run("shellcheck", *SCRIPTS.glob("*.sh"), SCRIPTS / "train.slurm")
+    run(SHELLCHECK, *SCRIPTS.glob("*.sh"), SCRIPTS / "train.slurm")
 
 
 @pytest.mark.skipif(not shutil.which("hadolint"), reason="hadolint is not installed")
