@@ -18,7 +18,7 @@ from PIL import Image
 from table import print_table
 
 from imagelmdb.jpeg.crop import parse_index
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.tile import Tiled, tile_jpeg
 from imagelmdb.sample import make_jpegs
 
 
@@ -51,21 +51,25 @@ def measure(images: int, rounds: int) -> list[dict]:
     return [make_row(key, *variants[key], seconds) for key in variants]
 
 
-def make_tools(jpegs: list[bytes]) -> dict[str, Callable[[int], bytes]]:
-    """By name: a function of the image's number that returns the new JPEG."""
-    tools = {"tile_jpeg": lambda i: tile_jpeg(jpegs[i]).data}
+def make_tools(jpegs: list[bytes]) -> dict[str, Callable[[int], int]]:
+    """By name: a function of the image's number that returns its new size, for ours with the tile index."""
+    tools = {"tile_jpeg": lambda i: count_bytes(tile_jpeg(jpegs[i]))}
     if shutil.which("jpegtran"):
         grids = [parse_index(tile_jpeg(data).index)[0] for data in jpegs]
         commands = [
             ["jpegtran", "-copy", "none", "-optimize", "-restart", f"{grid.tile_mcus}B"] for grid in grids
         ]
-        tools["jpegtran"] = lambda i: (
+        tools["jpegtran"] = lambda i: len(
             subprocess.run(commands[i], input=jpegs[i], stdout=subprocess.PIPE, check=True).stdout
         )
     return tools
 
 
-def make_row(key: tuple, run: Callable[[int], bytes], jpegs: list[bytes], seconds: dict) -> dict:
+def count_bytes(tiled: Tiled) -> int:
+    return len(tiled.data) + len(tiled.index)
+
+
+def make_row(key: tuple, run: Callable[[int], int], jpegs: list[bytes], seconds: dict) -> dict:
     tool, name, threads = key
     size = sum(map(len, jpegs))
     spent = median(seconds[key])
@@ -78,7 +82,7 @@ def make_row(key: tuple, run: Callable[[int], bytes], jpegs: list[bytes], second
         "ms an image": 1e3 * spent,
         "ms of 130 kB": 1e3 * spent * 130e3 * len(jpegs) / size,
         "MB/s": size / len(jpegs) / spent / 1e6,
-        "new / old size": sum(len(run(i)) for i in range(len(jpegs))) / size,
+        "new / old size": sum(map(run, range(len(jpegs)))) / size,
         "times jpegtran": median(b / a for a, b in zip(seconds[key], theirs, strict=True))
         if theirs
         else None,

@@ -14,7 +14,7 @@ from jpegs import decode, make_jpeg, make_odd_jpeg
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from imagelmdb.jpeg.crop import crop_jpeg
+from imagelmdb.jpeg.crop import Grid, crop_jpeg, make_index, parse_index
 from imagelmdb.jpeg.markers import JPEGError, read_size
 from imagelmdb.jpeg.tile import tile_jpeg
 
@@ -150,6 +150,22 @@ def test_a_damaged_or_foreign_index_is_refused():
             damaged[at] ^= flip
             with pytest.raises(JPEGError):
                 crop_jpeg(first.data, bytes(damaged), box)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 9), st.sampled_from([20, 400, 90_000]), st.integers(0, 9))
+def test_an_index_keeps_every_length(rows, columns, spread, seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, 10) + rng.exponential(spread, rows * columns).astype(np.int64)
+    grid = Grid(8, 8, 0, 0, 2, columns * 16 - 3, rows * 8 - 1, 158, 600, 1)
+    kept, parsed = parse_index(make_index(grid, lengths))
+    assert kept == grid and parsed.shape == (rows, columns)
+    assert np.array_equal(parsed.ravel(), lengths)
+
+
+def test_the_usual_index_takes_little_more_than_a_byte_a_tile():
+    index = tile_jpeg(make_jpeg(500, 375, subsampling=0, quality=96)).index
+    assert len(index) < 1.15 * parse_index(index)[1].size + 50
 
 
 def test_cropping_imports_no_numba():

@@ -57,8 +57,16 @@ def test_a_progressive_file_and_its_sequential_twin_hold_the_same_coefficients(w
 
 
 def test_tiling_again_changes_nothing():
-    once = tile_jpeg(make_jpeg(300, 225, subsampling=2))
-    assert tile_jpeg(once.data) == once
+    once = tile_jpeg(make_jpeg(300, 225, subsampling=2), 32)
+    assert tile_jpeg(once.data, 32) == once
+
+
+@pytest.mark.parametrize(
+    ("width", "quality", "mcus"),
+    [(500, 98, 3), (500, 90, 7), (375, 98, 47), (320, 98, 2), (320, 10, 40), (8, 10, 1)],
+)
+def test_a_tile_is_the_narrowest_part_of_a_row_that_is_worth_its_restart(width, quality, mcus):
+    assert restart_interval(tile_jpeg(make_jpeg(width, 96, subsampling=0, quality=quality)).data) == mcus
 
 
 @needs_jpegtran

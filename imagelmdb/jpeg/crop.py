@@ -3,8 +3,9 @@
 No numba here: training runs this for every sample. The tile index, little-endian, one a record:
 
     CRC-32 of the rest
-    version, flags, and the fields of Grid
-    the bytes of every tile, row by row, with the RSTn or EOI that closes it (uint16; uint32 where flagged)
+    version, the fields of Grid, the bytes of an item (1, 2 or 4), the least length that an item can say
+    an item for every tile, row by row: its bytes less the least, with the RSTn or EOI that closes it
+    where items have one byte: a uint16 for every item that is 255, the bytes of that tile
 
 A tile is one restart interval: `tile_mcus` MCUs of one MCU row. Tile 0 ends in RST0, and so on modulo 8.
 """
@@ -19,11 +20,13 @@ import numpy as np
 
 from imagelmdb.jpeg.markers import EOI, RST0, JPEGError
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 _CRC = struct.Struct("<I")
-_HEAD = struct.Struct("<6B5HI")
-_WIDE = 1  # flag: uint32 lengths
-_TILES_AT = _CRC.size + _HEAD.size
+_HEAD = struct.Struct("<5B5HIBI")
+_ITEMS_AT = _CRC.size + _HEAD.size
+_ITEMS = {size: np.dtype(f"<u{size}") for size in (1, 2, 4)}
+_ESCAPE = 255
+_EOI = bytes((EOI,))
 _SIZE = struct.Struct(">HH")
 _RESTARTS = np.arange(1 << 12).astype(np.uint8) & 7 | RST0
 
@@ -44,28 +47,43 @@ class Grid(NamedTuple):
 
 
 def make_index(grid: Grid, lengths: np.ndarray) -> bytes:
-    wide = bool(lengths.max() > 0xFFFF)
-    body = _HEAD.pack(INDEX_VERSION, wide, *grid) + lengths.astype("<u4" if wide else "<u2").tobytes()
+    ordered = np.sort(lengths)
+    fitting = ordered.searchsorted(ordered + _ESCAPE) - np.arange(ordered.size)
+    least, escapes = int(ordered[fitting.argmax()]), ordered.size - fitting.max()
+    if ordered[-1] > 0xFFFF:
+        tail, item_bytes, least = lengths.astype("<u4").tobytes(), 4, 0
+    elif 2 * escapes >= ordered.size:
+        tail, item_bytes, least = lengths.astype("<u2").tobytes(), 2, 0
+    else:
+        escaped = (lengths < least) | (lengths >= least + _ESCAPE)
+        items = np.where(escaped, _ESCAPE, lengths - least).astype(np.uint8)
+        tail, item_bytes = items.tobytes() + lengths[escaped].astype("<u2").tobytes(), 1
+    body = _HEAD.pack(INDEX_VERSION, *grid, item_bytes, least) + tail
     return _CRC.pack(crc32(body)) + body
 
 
 def parse_index(index: bytes) -> tuple[Grid, np.ndarray]:
     """(grid, bytes of the tiles by row and column); JPEGError where the index is damaged."""
-    if len(index) < _TILES_AT:
+    if len(index) < _ITEMS_AT:
         raise JPEGError("a damaged tile index" if index else "no tile index")
-    version, flags, *fields = _HEAD.unpack_from(index, _CRC.size)
+    version, *fields, item_bytes, least = _HEAD.unpack_from(index, _CRC.size)
     if _CRC.unpack_from(index)[0] != crc32(memoryview(index)[_CRC.size :]):
         raise JPEGError("a damaged tile index")
     if version != INDEX_VERSION:
         raise JPEGError(f"tile index of version {version}, and this release reads version {INDEX_VERSION}")
     grid = Grid._make(fields)
     rows, columns = -(-grid.height // grid.mcu_height), -(-grid.width // (grid.mcu_width * grid.tile_mcus))
-    return grid, np.ndarray((rows, columns), "<u4" if flags & _WIDE else "<u2", index, _TILES_AT)
+    items = np.ndarray((rows, columns), _ITEMS[item_bytes], index, _ITEMS_AT)
+    lengths = np.add(items, least, dtype=np.int64)
+    escapes_at = _ITEMS_AT + items.nbytes
+    if len(index) > escapes_at:
+        lengths[items == _ESCAPE] = np.frombuffer(index, _ITEMS[2], offset=escapes_at)
+    return grid, lengths
 
 
 def crop_jpeg(
     data: bytes | memoryview, index: bytes, box: tuple[int, int, int, int], *, scale: int = 1
-) -> tuple[bytes, int, int]:
+) -> tuple[bytearray, int, int]:
     """(jpeg, left, top): a JPEG that shows the box (left, top, width, height) at this offset in it.
 
     Its pixels inside the box are those of decoding `data` as a whole. A decoder that shrinks by `scale`
@@ -84,22 +102,28 @@ def crop_jpeg(
     first, end = x0 // tile_width, -(-x1 // tile_width)
     rows = slice(y0 // grid.mcu_height, -(-y1 // grid.mcu_height))
 
-    ends = lengths.ravel().cumsum(dtype=np.int64)
-    ends += grid.header_length
-    head = bytearray(data[: grid.header_length])
-    if ends[-1] != len(data) or crc32(head) != grid.header_crc:
+    head, body = bytearray(data[: grid.header_length]), data[grid.header_length :]
+    ends = lengths.cumsum()
+    if ends[-1] != len(body) or crc32(head) != grid.header_crc:
         raise JPEGError("a damaged header, or the tile index of another image")
+    _SIZE.pack_into(head, grid.size_at, y1 - y0, x1 - x0)
     ends = ends.reshape(lengths.shape)
     chosen = lengths[rows, first:end]
-    _SIZE.pack_into(head, grid.size_at, y1 - y0, x1 - x0)
     starts = ends[rows, first] - chosen[:, 0]
-    slices = [data[a:b] for a, b in zip(starts.tolist(), ends[rows, end - 1].tolist(), strict=True)]
+    slices = [body[a:b] for a, b in zip(starts.tolist(), ends[rows, end - 1].tolist(), strict=True)]
     jpeg = bytearray().join((head, *slices))
 
-    closing = chosen.ravel().cumsum(dtype=np.int64)
-    closing += grid.header_length - 1
-    _renumber(jpeg, closing, _markers(lengths.size).reshape(lengths.shape)[rows, first:end].ravel())
-    return bytes(jpeg), left - x0, top - y0
+    old = _restarts(lengths.size).reshape(lengths.shape)[rows, first:end].tobytes()
+    if y1 == grid.height and x1 == grid.width:
+        old = old[:-1] + _EOI
+    # The last byte of each tile in the crop: RST0, RST1, ... and EOI in place of the old markers
+    closing = np.frombuffer(jpeg, np.uint8, offset=grid.header_length - 1)
+    at = chosen.cumsum()
+    if closing[at].tobytes() != old:
+        raise JPEGError("a tile does not end in its marker")
+    closing[at] = _restarts(at.size)
+    jpeg[-1] = EOI
+    return jpeg, left - x0, top - y0
 
 
 def _reach(start: int, size: int, full: int, step: int, margin: int) -> tuple[int, int]:
@@ -114,17 +138,6 @@ def _reach(start: int, size: int, full: int, step: int, margin: int) -> tuple[in
     return start - start % step, min(end + -end % step, full)
 
 
-def _renumber(jpeg: bytearray, at: np.ndarray, old: np.ndarray) -> None:
-    """RST0, RST1, ... and EOI in place of the old markers, which must be where the index says."""
-    flat = np.frombuffer(jpeg, np.uint8)
-    if flat[at].tobytes() != old.tobytes():
-        raise JPEGError("a tile does not end in its marker")
-    flat[at] = _markers(at.size)
-
-
-def _markers(tiles: int) -> np.ndarray:
-    """The last byte of every tile: RST0..RST7 over and over, and EOI."""
-    few = tiles <= _RESTARTS.size  # the usual case, and seven times faster
-    numbers = _RESTARTS[:tiles].copy() if few else np.resize(_RESTARTS, tiles)
-    numbers[-1] = EOI
-    return numbers
+def _restarts(count: int) -> np.ndarray:
+    """RST0..RST7 over and over."""
+    return _RESTARTS[:count] if count <= _RESTARTS.size else np.resize(_RESTARTS, count)
