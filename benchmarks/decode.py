@@ -169,7 +169,7 @@ def cut_out(record: Record, box: tuple[int, int, int, int]) -> tuple[Record, tup
         return Record(pixels, 0), (0, 0, width, height)
     fine = tile_jpeg(bytes(record.image), tile_width=1)
     jpeg, left, top = crop_jpeg(fine.data, fine.index, box)
-    return Record(memoryview(tile_jpeg(jpeg, tile_width=1 << 16).data), 0), (left, top, width, height)
+    return Record(memoryview(tile_jpeg(bytes(jpeg), tile_width=1 << 16).data), 0), (left, top, width, height)
 
 
 if __name__ == "__main__":
