@@ -408,6 +408,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_no_process_behind(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     while not (tmp_path / "s" / "data.mdb").exists() and process.poll() is None:
         time.sleep(0.005)

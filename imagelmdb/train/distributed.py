@@ -129,8 +129,7 @@ def _spawn(run, config, places: list[Place]) -> int:
         for process in processes:
             process.is_alive() and os.kill(process.pid, number)
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, pass_on)
+    handlers = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     code = 0
     running = {process.sentinel: process for process in processes}
     try:
@@ -149,6 +148,8 @@ def _spawn(run, config, places: list[Place]) -> int:
     finally:
         for process in running.values():
             process.kill()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 
