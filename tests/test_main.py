@@ -70,6 +70,7 @@ def test_every_mistake_is_one_line_and_exit_code_2_on_every_rank(tmp_path, data)
         "foreign checkpoint": [*good, "--resume", str(tmp_path / "no.pt")],
         "batch not divisible": [*good, "-b", "7"],
         "batch larger than the data": [*good, "-b", "64"],
+        "no such GPU": [*good, "--gpu", "99"],
         "no GPU for nccl": [*good, "--dist-backend", "nccl"],
         "unknown option": [*good, "--learning-rate", "1"],
         "unknown model": [*good, "-a", "resnet51"],
@@ -142,6 +143,7 @@ def test_dummy_needs_no_data(tmp_path, capfd):
     options = ["--dummy", "--dummy-images", "32", "--epochs", "1", "--output", str(tmp_path)]
     assert main.main([*TINY, *options]) == 0
     assert "compute-bound" in capfd.readouterr().out
+    assert "top-1</span>" not in (tmp_path / "report.html").read_text()  # an accuracy that nobody measured
 
 
 def test_a_loss_that_is_not_finite_stops_all_ranks_and_keeps_the_last_good_checkpoint(tmp_path, data):

@@ -215,9 +215,12 @@ def _meet(place: Place) -> dist.Store:
 def _choose_device(config: Any, place: Place) -> tuple[torch.device, str]:
     gpus = torch.cuda.device_count()
     if gpus == 0:
-        if config.dist_backend == "nccl" or config.gpu is not None:
-            wanted = "--dist-backend nccl" if config.dist_backend == "nccl" else f"--gpu {config.gpu}"
-            raise UserError(f"{wanted} needs a GPU and there is none here; on CPUs: --dist-backend gloo")
+        if config.dist_backend == "nccl":
+            raise UserError(
+                "--dist-backend nccl needs a GPU and there is none here; on CPUs: --dist-backend gloo"
+            )
+        if config.gpu is not None:
+            raise UserError(f"--gpu {config.gpu} needs a GPU and there is none here: leave it out")
         return torch.device("cpu"), "gloo"
     index = place.local_rank if config.gpu is None or place.local_size > 1 else config.gpu
     if not 0 <= index < gpus:

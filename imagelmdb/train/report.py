@@ -87,10 +87,14 @@ def _head(events: list[dict], config: dict) -> str:
     if not epochs:
         return "<p>No epoch has ended yet.</p>"
     last = epochs[-1]
-    best = max(epochs, key=lambda e: e.get("val_top1") or 0.0)
-    tiles = [
-        ("best top-1", f"{best.get('val_top1') or 0:.2f} %", f"after {best['epoch'] + 1} epochs"),
-        ("last top-1", f"{last.get('val_top1') or 0:.2f} %", f"top-5 {last.get('val_top5') or 0:.2f} %"),
+    tiles = []
+    if tested := [e for e in epochs if e.get("val_top1") is not None]:  # --dummy has no validation
+        best, newest = max(tested, key=lambda e: e["val_top1"]), tested[-1]
+        tiles += [
+            ("best top-1", f"{best['val_top1']:.2f} %", f"after {best['epoch'] + 1} epochs"),
+            ("last top-1", f"{newest['val_top1']:.2f} %", f"top-5 {newest['val_top5']:.2f} %"),
+        ]
+    tiles += [
         ("speed", f"{last.get('images_per_sec') or 0:,.0f}", "images/s in training"),
         ("data wait", f"{last.get('data_wait') or 0:.0%}", "of the training time"),
         ("progress", f"{last['epoch'] + 1} of {config.get('epochs', '?')}", "epochs"),
