@@ -138,17 +138,16 @@ def make_root(folder: Path) -> Path:
     mount("-t", "tmpfs", "replay", folder)
     root = folder / "root"
     overlay(Path("/"), root, folder / "changes")
+    mount("-t", "tmpfs", "-o", "mode=1777", "tmp", root / "tmp")
     for number, prefix in enumerate({sys.prefix, sys.base_prefix}):
-        if (
-            Path(prefix).stat().st_dev != Path("/").stat().st_dev
-        ):  # an overlay shows no mounts of what lies below
+        elsewhere = Path(prefix).stat().st_dev != Path("/").stat().st_dev
+        if elsewhere or Path(prefix).is_relative_to("/tmp"):  # the overlay shows no mounts, and an empty /tmp
             overlay(Path(prefix), root / prefix[1:], folder / f"changes{number}")
         for parent in Path(prefix).parents:  # /root lets no other user pass
             shown = root / parent.relative_to("/")
             shown.chmod(shown.stat().st_mode | 0o555)
     for name in ("dev", "proc", "sys"):
         mount("--rbind", f"/{name}", root / name)
-    mount("-t", "tmpfs", "-o", "mode=1777", "tmp", root / "tmp")
     return root
 
 
