@@ -73,12 +73,12 @@ def test_a_run_killed_between_an_epochs_last_step_and_its_evaluation_still_evalu
 
 
 def test_two_ranks_then_one_then_two_see_the_same_batches(tmp_path, data):
-    options = [*data, *TINY, "-a", "timm:test_convnext", "--epochs", "3"]
+    options = [*data, *TINY, "-a", "timm:test_convnext", "--epochs", "8", "--train-size", "96"]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     codes, _ = run_ranks(main.main, [*options, "--output", str(whole)], size=2, output=tmp_path)
     assert codes == [0, 0]
     options += ["--output", str(moved), "--resume", "auto"]
-    for size, stop_at in ((2, "step 2/5"), (1, "epoch 1 of 3  step 2/5")):
+    for size, stop_at in ((2, "step 2/5"), (1, "epoch 3 of 8  step 2/5")):
         ranks = Ranks(main.main, options, size=size, output=tmp_path)
         ranks.wait_for(stop_at)
         os.kill(ranks.processes[-1].pid, signal.SIGUSR1)
