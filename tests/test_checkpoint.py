@@ -121,7 +121,7 @@ def test_options_of_the_command_line_win_over_the_checkpoints_and_a_line_says_so
 
 def test_a_checkpoint_of_another_architecture_than_asked_for_is_refused(tmp_path):
     options = describe_options(Config(arch="resnet18", train="T", val="V"))
-    save({"config": options, "step": 3}, tmp_path / "last.pt")
+    save({"config": options, "step": 3, "progress": {"epoch": 0}}, tmp_path / "last.pt")
     config = Config(arch="resnet50", train="T", val="V", resume=str(tmp_path / "last.pt"))
     with pytest.raises(UserError, match="resnet18, not --arch resnet50"):
         find_start(config, frozenset({"arch"}))
