@@ -27,7 +27,7 @@ from .batch import BatchDataset, EvalCrop, Request, TrainCrop, Transform, make_s
 from .folder import FolderStore
 from .sampler import Sampler
 from .shards import find_local_shards, place_shards
-from .signals import heed_parent_alone
+from .signals import heed_parent_alone, held_back
 
 DECODERS = ("cpu", "gpu", "pillow")
 BATCHES_PER_WORKER = 2  # that are ready or in the making
@@ -156,7 +156,8 @@ class Loader:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(images, labels) of every step from start_step on; size in px where it is not the loader's own."""
         self._requests.set(epoch, start_step, size or self.size)
-        batches = iter(self._batches)
+        with held_back():
+            batches = iter(self._batches)
         for request in self._requests:
             try:
                 batch = next(batches)
