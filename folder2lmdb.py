@@ -155,7 +155,7 @@ def print_summary(report: Report) -> None:
         names = [name for name, why in report.reencoded if why == reason]
         print(f"re-encoded {count}, {reason}: {', '.join(names[:5])}{', ...' if count > 5 else ''}")
     if report.bad:
-        print(f"{len(report.bad)} are no images, see {report.errors_file}:", file=sys.stderr)
+        print(f"no images: {len(report.bad)}, all in {report.errors_file}:", file=sys.stderr)
         for item in report.bad[:10]:
             print(f"  {item.name}: {item.reason}", file=sys.stderr)
     if not report.complete:

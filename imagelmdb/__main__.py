@@ -78,7 +78,7 @@ def run_verify(options: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     if problems:
-        print(f"{options.store}: {len(problems)} problems", file=sys.stderr)
+        print(f"{options.store}: problems: {len(problems)}", file=sys.stderr)
         return 1
     count = len(LMDBStore(options.store))
     checked = f"{QUICK_RECORDS} of {count}" if options.quick and count > QUICK_RECORDS else f"all {count}"

@@ -1,6 +1,6 @@
 """verify: is every byte of a store as it was written, and does every record decode?
 
-problems = verify(LMDBStore("train-lmdb/"))   # [] where all is well
+problems = verify("train-lmdb/")   # [] where all is well
 """
 
 from __future__ import annotations
