@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -160,6 +161,28 @@ def test_odd_files_are_reencoded_and_named_and_bad_ones_left_out_only_on_request
         lossless = not {"odd_cmyk", "odd_png"} & {Path(path).stem}
         assert np.abs(difference).mean() < (1e-9 if lossless else 1.5), path
     assert verify(out, workers=0) == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_a_fifo_a_socket_and_a_device_are_bad_files_and_none_is_waited_for(tree, tmp_path, monkeypatch, kind):
+    folder = tmp_path / "train"
+    shutil.copytree(tree / "train", folder)
+    place = sorted(folder.iterdir())[0]
+    os.mkfifo(place / "fifo.JPEG")
+    (place / "device.JPEG").symlink_to("/dev/zero")
+    monkeypatch.chdir(place)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket.JPEG")  # the whole path may be too long for a socket
+    source = open_source(folder)
+    if kind == "list":
+        names = [source.name(i) for i in range(len(source))]
+        (tmp_path / "list.txt").write_text("".join(f"{name} {Path(name).parent}\n" for name in names))
+        source = open_source(tmp_path / "list.txt", root=folder)
+    report = convert(source, tmp_path / "s", workers=0, skip_bad=True)
+    assert {Path(bad.name).name for bad in report.bad} == {"device.JPEG", "fifo.JPEG", "socket.JPEG"}
+    assert {bad.reason for bad in report.bad} == {"not a regular file"}
+    assert report.digest == convert(open_source(tree / "train"), tmp_path / "t", workers=0).digest
 
 
 def test_a_mended_file_takes_its_place_without_redoing_the_rest(tree, tmp_path):

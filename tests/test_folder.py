@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ def test_order_classes_and_labels_are_image_folders(tmp_path):
     assert [str(tree / ours.name(i)) for i in range(len(ours))] == [path for path, _ in theirs.samples]
     assert all(bytes(ours[i].image) == Path(path).read_bytes() for i, (path, _) in enumerate(theirs.samples))
     assert ours[4].label == theirs.targets[4] and type(ours[4].label) is int
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_is_an_error_that_names_it_and_not_waited_for(tmp_path):
+    tree = make_tree(tmp_path / "tree", {"a": 1})
+    os.mkfifo(tree / "a" / "1.JPEG")
+    with pytest.raises(StoreError, match=r"a/1\.JPEG: not a regular file"):
+        FolderStore(tree)[1]
 
 
 def test_a_wrong_path_is_named(tmp_path):

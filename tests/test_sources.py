@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import struct
 import tarfile
@@ -590,6 +591,8 @@ def test_mistakes_are_one_line_that_names_the_way_out(tmp_path, tree):
     refuses(tmp_path / "a.tar.gz", "compressed", "gunzip")
     (tmp_path / "one.jpg").write_bytes(b"\xff\xd8\0")
     refuses(tmp_path / "one.jpg", "nothing to convert")
+    os.mkfifo(tmp_path / "fifo")
+    refuses(tmp_path / "fifo", "not a regular file")
     (tmp_path / "official").mkdir()
     make_tar(tmp_path / "official" / "ILSVRC2012_img_train.tar", {"n01.tar": b""})
     make_tar(tmp_path / "official" / "ILSVRC2012_img_val.tar", {"ILSVRC2012_val_00000001.JPEG": b""})

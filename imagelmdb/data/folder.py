@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
+from imagelmdb.store.files import read_file
 from imagelmdb.store.format import Record, StoreError
 
 
@@ -44,7 +45,7 @@ class FolderStore:
 
     def __getitem__(self, index: int) -> Record:
         try:
-            data = (self.path / self.name(index)).read_bytes()
+            data = read_file(self.path / self.name(index))
         except OSError as error:
             raise StoreError(f"cannot read {self.key(index)}: {error.strerror}") from error
         return Record(memoryview(data), int(self.labels[index]))

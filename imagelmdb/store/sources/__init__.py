@@ -62,6 +62,8 @@ def open_source(
             raise UserError(f"{path} does not exist")
         elif found.is_dir():
             source = _open_folder(path, found, devkit)
+        elif not found.is_file():
+            raise UserError(f"{path} is not a regular file: write what it gives into one, and pass that")
         else:
             source = _open_file(path, found, devkit, root)
     except PermissionError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imagelmdb.errors import UserError
 
+from ..files import read_file
 from .devkit import read_devkit
 from .source import IMAGE_SUFFIXES, ListedSource, Texts, order_as_folder
 
@@ -38,7 +39,7 @@ class FolderSource(ListedSource):
         super().__init__(f"folder {root}", classes, labels, names)
 
     def read_image(self, index: int) -> bytes:
-        return (self.root / self.paths[index]).read_bytes()
+        return read_file(self.root / self.paths[index])
 
 
 def list_entries(root: Path) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from imagelmdb.errors import UserError
 
+from ..files import read_file
 from .source import ListedSource, Texts, are_unique, as_folder_name, read_class_names
 
 
@@ -41,7 +42,7 @@ class ListSource(ListedSource):
         super().__init__(f"list {path}", classes, labels, names)
 
     def read_image(self, index: int) -> bytes:
-        return (self.root / self.paths[index]).read_bytes()
+        return read_file(self.root / self.paths[index])
 
 
 def read_lines(path: Path) -> tuple[Texts, Texts, array]:
