@@ -29,7 +29,8 @@ examples:
 An output that ends in .lmdb is one file, any other a directory. Interrupted, killed or out of disk, the
 same command goes on where it stopped.
 
-exit codes: 0 finished, 2 wrong use, 3 some files are no images (see errors.jsonl, --skip-bad), 4 disk full
+exit codes: 0 finished, 2 wrong use or no image at all, 3 some files are no images (see errors.jsonl,
+--skip-bad), 4 disk full
 """
 
 

@@ -185,6 +185,20 @@ def test_a_fifo_a_socket_and_a_device_are_bad_files_and_none_is_waited_for(tree,
     assert report.digest == convert(open_source(tree / "train"), tmp_path / "t", workers=0).digest
 
 
+@pytest.mark.parametrize("options", [[], ["--skip-bad"]], ids=str)
+def test_where_no_image_can_be_read_one_line_names_the_first_reasons(tmp_path, options):
+    folder = tmp_path / "train"
+    (folder / "cat").mkdir(parents=True)
+    for number in range(5):
+        (folder / "cat" / f"{number}.JPEG").write_bytes(b"" if number else b"no image")
+    done = folder2lmdb("--dataset", folder, "-o", tmp_path / "s.lmdb", "-p", 2, *options)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "no image could be read" in done.stderr and "--skip-bad" not in done.stderr
+    assert "cat/0.JPEG: no image format that Pillow knows; cat/1.JPEG: empty file" in done.stderr
+    errors_file = tmp_path / "s.errors.jsonl"
+    assert f"all 5 in {errors_file}" in done.stderr and len(errors_file.read_text().splitlines()) == 5
+
+
 def test_a_mended_file_takes_its_place_without_redoing_the_rest(tree, tmp_path):
     folder = tmp_path / "train"
     shutil.copytree(tree / "train", folder)

@@ -29,6 +29,7 @@ from .writer import Row, ShardWriter
 
 _COMMIT_BYTES = 32 << 20
 _COMMIT_SECONDS = 10.0  # what a kill loses at the most
+_NAMED_BAD = 3  # where no item is an image
 _NAMED_NOTES = 1000  # as many re-encoded images are named in the store's summary
 
 
@@ -66,7 +67,7 @@ def convert(
 
     how: by default losslessly tiled JPEGs, or raw pixels from a store of them. Bad items leave the store
     unfinished (report.complete is False) unless `skip_bad`. Raise UserError before anything is touched where
-    the output does not fit, DiskFullError where there is no room.
+    the output does not fit, and at the end where no item is an image, DiskFullError where there is no room.
     """
     how = how or Encoding(getattr(source, "encoding", "jpeg"))
     workers = count_cores() if workers is None else workers
@@ -111,8 +112,10 @@ class _Job:
             self._write_all(todo, workers, report, progress)
         report.seconds = time.monotonic() - started
         _write_errors(self.output.errors_file, report.bad)
+        if len(report.bad) == len(self.order):
+            raise UserError(_explain_nothing(self.source, report))
         report.reencoded = [note for writer in self.writers for note in writer.notes()]
-        if not report.bad or (skip_bad and any(writer.count() for writer in self.writers)):
+        if not report.bad or skip_bad:
             self._finish(report, self._describe(report))
         return report
 
@@ -217,6 +220,12 @@ def _identify(source: Source, how: Encoding, shards: int, order: np.ndarray) -> 
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(order.astype("<i8"))  # not the seed: numpy promises no order for it
     return digest.hexdigest()
+
+
+def _explain_nothing(source: Source, report: Report) -> str:
+    first = "; ".join(f"{bad.name}: {bad.reason}" for bad in report.bad[:_NAMED_BAD])
+    more = f"; all {len(report.bad)} in {report.errors_file}" if len(report.bad) > _NAMED_BAD else ""
+    return f"no image could be read from {source.description}: is it the right one? {first}{more}"
 
 
 def _write_errors(file: Path, bad: list[Bad]) -> None:
