@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ from imagelmdb.data.augment import BatchAugment, make_batch_augment
 from imagelmdb.data.loaders import Loader, make_loaders
 from imagelmdb.data.shards import find_local_shards
 from imagelmdb.errors import UserError
-from imagelmdb.train.checkpoint import BEST, LAST, find_checkpoint, load_weights, make_checkpoints
+from imagelmdb.train.checkpoint import BEST, LAST, load_weights, make_checkpoints
 from imagelmdb.train.distributed import launch, report_mistake, set_up_torch
 from imagelmdb.train.engine import make_trainer
 from imagelmdb.train.evaluate import make_test
@@ -77,7 +78,7 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
             if start:
                 load_weights(model, start["ema"] or start["model"])
         world.say(test(model).describe())
-        best = find_checkpoint(config.resume, config.run_dir)
+        best = Path(config.resume)
     else:
         train(config, world, start, train_loader, model, augment, test)
         best = config.run_dir / (BEST if val_loader else LAST)
@@ -113,6 +114,8 @@ def train(
     with log, contextlib.closing(profiler):
         if world.is_main:
             save_config(config, config.run_dir / "config.yaml")
+            if note := checkpoints.begin(Path(config.resume) if start else None):
+                log.say(note)
         share = config.batch_size // world.size
         log.say(f"global batch {config.batch_size} = {world.size} ranks x {share}, peak LR {config.lr:g}")
         for epoch in range(trainer.progress.epoch, config.epochs):

@@ -29,7 +29,11 @@ class Config:
     config: str = option("", "YAML file to start from; the command line wins over it", group="run")
     output: str = option("", "folder of the log, the checkpoints and the report (default: runs/NAME)")
     seed: int = option(0, "the order, the crops, the augmentation and the initial weights follow from it")
-    resume: str = option("", "auto (this run's last checkpoint, or a new run) or a checkpoint's path")
+    resume: str = option(
+        "",
+        "auto (this run's last checkpoint, or a new run) or a checkpoint's path; "
+        "a last.pt in --output that the run does not go on from becomes previous.pt",
+    )
     evaluate: bool = option(False, "evaluate and stop", "-e")
     dummy: bool = option(False, "random images made on the device: the speed of the model alone")
     dummy_images: int = option(1_281_167, "images in an epoch of --dummy", least=1)

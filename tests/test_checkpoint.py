@@ -45,6 +45,24 @@ def test_a_run_anew_in_a_folder_keeps_its_own_epochs(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("epoch*")) == ["epoch-0001.pt", "epoch-0007.pt"]
 
 
+def test_a_run_leaves_no_last_checkpoint_but_the_one_it_goes_on_from(tmp_path):
+    def begin(start):
+        save({"step": 3}, tmp_path / "last.pt")
+        save({"step": 2}, tmp_path / "previous.pt")
+        save({"step": 1}, tmp_path / "epoch-0000.pt")
+        note = Checkpoints(tmp_path).begin(start and tmp_path / start)
+        return note, {file.stem: load(file)["step"] for file in tmp_path.iterdir()}
+
+    kept = {"last": 3, "previous": 2, "epoch-0000": 1}
+    assert begin("last.pt") == ("", kept)
+    for start in (None, "epoch-0000.pt"):
+        note, left = begin(start)
+        assert note.endswith("is now previous.pt") and left == {"previous": 3, "epoch-0000": 1}
+    note, left = begin("previous.pt")
+    assert note.endswith("goes on from previous.pt") and left == {"previous": 2, "epoch-0000": 1}
+    assert Checkpoints(tmp_path / "none").begin(None) == ""
+
+
 def test_the_interval_in_steps_and_minutes(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])

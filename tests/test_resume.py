@@ -72,6 +72,26 @@ def test_a_run_killed_between_an_epochs_last_step_and_its_evaluation_still_evalu
     assert finish(tmp_path)[1] == epochs
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_new_run_in_an_old_ones_folder_that_ends_early_is_not_resumed_as_the_old_one(tmp_path, data, size):
+    run, fresh = tmp_path / "run", tmp_path / "fresh"
+    options = [*data, *TINY, "-a", "timm:test_resnet", "--epochs", "1", "--ema-decay", "0.9"]
+    old = [*options, "--output", str(run)]
+    assert run_ranks(main.main, old, size=size, output=tmp_path)[0] == [0] * size
+    of_old = (run / "last.pt").read_bytes()
+    codes, texts = run_ranks(main.main, [*old, "--lr", "1e30"], size=size, output=tmp_path)
+    assert codes == [3] * size  # before its first checkpoint
+    assert "last.pt, from which this run does not go on, is now previous.pt" in texts[0]
+    assert (run / "previous.pt").read_bytes() == of_old
+    new = [*options, "--seed", "1"]
+    codes, texts = run_ranks(
+        main.main, [*new, "--output", str(run), "--resume", "auto"], size=size, output=tmp_path
+    )
+    assert codes == [0] * size and "goes on from" not in texts[0]
+    assert run_ranks(main.main, [*new, "--output", str(fresh)], size=size, output=tmp_path)[0] == [0] * size
+    assert_same_end(run, fresh)
+
+
 def test_two_ranks_then_one_then_two_see_the_same_batches(tmp_path, data):
     options = [*data, *TINY, "-a", "timm:test_convnext", "--epochs", "8", "--train-size", "96"]
     whole, moved = tmp_path / "whole", tmp_path / "moved"

@@ -26,7 +26,7 @@ from imagelmdb.errors import UserError
 from .board import first_line
 
 FORMAT_VERSION = 1
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST, PREVIOUS = "last.pt", "best.pt", "previous.pt"
 EPOCH_NAME = "epoch-{:04d}.pt"
 
 
@@ -39,6 +39,20 @@ class Checkpoints:
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self._written_at = time.monotonic()
+
+    def begin(self, start: Path | None) -> str:
+        """Put a last.pt that is not `start` out of the way; a line that says so, or "".
+
+        Or --resume auto would take it for that of a run which ended before its first checkpoint.
+        """
+        last, previous = self.folder / LAST, self.folder / PREVIOUS
+        if not last.exists() or _are_same(last, start):
+            return ""
+        if _are_same(previous, start):
+            last.unlink()
+            return f"{last} is removed: this run goes on from {PREVIOUS}"
+        last.replace(previous)
+        return f"{last}, from which this run does not go on, is now {PREVIOUS}"
 
     def due_by_step(self, step: int) -> bool:
         """The same on all ranks."""
@@ -137,6 +151,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         raise UserError(f"the checkpoint's optimiser does not fit the options: {error}") from error
     for group, own in zip(optimizer.param_groups, groups, strict=True):
         group.update(own)
+
+
+def _are_same(path: Path, other: Path | None) -> bool:
+    return other is not None and path.exists() and path.samefile(other)
 
 
 def _link(source: Path, target: Path) -> None:

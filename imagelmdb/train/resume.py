@@ -25,7 +25,10 @@ MACHINE_KEYS = {
 
 
 def find_start(config: Config, explicit: frozenset[str]) -> tuple[Config, dict[str, Any] | None, list[str]]:
-    """The options that hold, the checkpoint to go on from if there is one, and what changed."""
+    """The options that hold, the checkpoint to go on from if there is one, and what changed.
+
+    Where there is one, the options' `resume` is its path.
+    """
     path = find_checkpoint(config.resume, config.run_dir)
     if path is None:
         if config.evaluate and config.resume:
@@ -41,7 +44,7 @@ def find_start(config: Config, explicit: frozenset[str]) -> tuple[Config, dict[s
     adopted, lines = adopt_options(config, saved, explicit=explicit)
     check_images(adopted)
     lines.insert(0, f"{path}: {_describe_position(checkpoint, adopted)}")
-    return adopted, checkpoint, lines
+    return dataclasses.replace(adopted, resume=str(path)), checkpoint, lines
 
 
 def adopt_options(
