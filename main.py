@@ -135,7 +135,7 @@ def train(
                 best = progress.take_best(result.top1)
                 values |= result.as_log()
             verdict = describe_bottleneck(
-                progress, workers=config.workers, local_size=world.local_size, lmdb=config.lmdb
+                progress, workers=config.loader_workers, local_size=world.local_size, lmdb=config.lmdb
             )
             log.epoch(epoch=epoch, step=trainer.step, verdict=verdict, **values)
             if world.is_main:

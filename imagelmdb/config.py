@@ -16,12 +16,14 @@ from typing import Literal, get_type_hints
 import yaml
 
 from imagelmdb.command_line import flag, option, out_of_range, parse_command_line
+from imagelmdb.cores import count_cores
 from imagelmdb.errors import UserError
 from imagelmdb.recipe import load_recipe
 
 DESCRIPTION = "Trains or evaluates an image classifier; README.md has the common commands."
 # These say where and how one launch runs, not what the run is: a run's saved config leaves them out.
 LAUNCH_KEYS = ("config", "resume", "evaluate", "export", "profile", "rank", "gpu")
+DEFAULT_WORKERS = 4  # at the most: torch warns of more than there are cores
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Config:
     )
     val: str = option("", "validation images, likewise")
     lmdb: bool = option(False, "--train and --val are LMDB stores")
-    workers: int = option(4, "loader processes of each rank", "-j")
+    workers: int | None = option(
+        None, "loader processes of each rank (default: 4, or its cores where those are fewer)", "-j"
+    )
     decode: Literal["cpu", "gpu"] = option("cpu", "where JPEGs are decoded; gpu needs nvidia-dali")
     shuffle: Literal["full", "block", "local"] = option(
         "full", "block and local suit stores larger than memory"
@@ -168,6 +172,11 @@ class Config:
         """Where the run writes: --output, or runs/NAME after the config file or the model."""
         name = Path(self.config).stem or self.arch.replace(":", "_").replace("/", "_")
         return Path(self.output) if self.output else Path("runs") / name
+
+    @property
+    def loader_workers(self) -> int:
+        """Loader processes of each rank."""
+        return min(DEFAULT_WORKERS, count_cores()) if self.workers is None else self.workers
 
     @property
     def eval_resize(self) -> int:

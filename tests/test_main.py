@@ -92,6 +92,17 @@ def test_every_mistake_is_one_line_and_exit_code_2_on_every_rank(tmp_path, data)
             assert "is a store: add --lmdb" in printed[0]
 
 
+def test_on_one_core_torch_has_nothing_to_say_of_the_default_workers(data, recwarn, capfd):
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        assert main.main(["--train", str(data / "train"), "--val", str(data / "other"), "-b", "8"]) == 2
+    finally:
+        os.sched_setaffinity(0, mine)
+    assert "classes" in capfd.readouterr().err
+    assert [str(warning.message) for warning in recwarn if "worker" in str(warning.message)] == []
+
+
 def test_files_and_their_store_end_in_identical_weights(tmp_path, data, capfd):
     options = [*TINY, "--epochs", "2", "--auto-augment", "ta_wide"]
     for source, name in ((folders(data), "files"), (stores(data), "store")):

@@ -63,7 +63,7 @@ def test_the_feed_counts_the_time_it_waited():
 
 
 def test_the_verdict_names_both_rates_and_what_to_try(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("imagelmdb.train.progress.count_cores", lambda: 8)
     fed = Progress(seconds=10, wait_seconds=0.2)
     starved = Progress(seconds=10, wait_seconds=5, timed_images=20_000)
     assert describe_bottleneck(fed, workers=8, local_size=1, lmdb=True) == "compute-bound"
@@ -75,7 +75,7 @@ def test_the_verdict_names_both_rates_and_what_to_try(monkeypatch):
 
 
 def test_the_verdict_shares_the_machines_cores_among_its_ranks(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("imagelmdb.train.progress.count_cores", lambda: 8)
     starved = Progress(seconds=10, wait_seconds=5, timed_images=20_000)
     assert "--workers 2" in describe_bottleneck(starved, workers=1, local_size=4, lmdb=True)
     assert "--workers" not in describe_bottleneck(starved, workers=2, local_size=4, lmdb=True)

@@ -60,7 +60,7 @@ def make_loaders(
     source = place | {
         "lmdb": config.lmdb,
         "rank": rank,
-        "workers": config.workers,
+        "workers": config.loader_workers,
         "decode": config.decode,
         "pin_memory": device.type == "cuda",
     }

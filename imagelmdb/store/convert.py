@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from imagelmdb.cores import count_cores
 from imagelmdb.errors import UserError
 
 from .encode import Encoding
 from .format import FORMAT_VERSION, Meta, digest_arrays
 from .output import Output
-from .parallel import count_cores, map_in_order
+from .parallel import map_in_order
 from .progress import Progress
 from .reader import LMDBStore
 from .rows import Bad, make_row

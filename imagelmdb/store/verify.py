@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from imagelmdb.cores import count_cores
 from imagelmdb.errors import UserError
 
 from . import pages
 from .encode import BadImageError, decode_image
 from .format import Record, StoreError, checksum, digest_arrays
-from .parallel import count_cores, map_in_order
+from .parallel import map_in_order
 from .progress import Progress
 from .reader import LMDBStore, Shard, find_files
 

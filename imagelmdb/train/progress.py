@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from imagelmdb.cores import count_cores
 
 DATA_BOUND_SHARE = 0.05  # of an epoch's time spent waiting for batches
 
@@ -79,7 +80,7 @@ def describe_bottleneck(progress: Progress, *, workers: int, local_size: int, lm
     if progress.data_wait < DATA_BOUND_SHARE:
         return "compute-bound"
     model_rate = progress.timed_images / max(progress.seconds - progress.wait_seconds, 1e-9)
-    cores = (os.cpu_count() or 1) // local_size  # for each rank
+    cores = count_cores() // local_size  # for each rank
     if workers < cores:
         advice = f"--workers {min(2 * max(workers, 1), cores)}"
     elif not lmdb:
