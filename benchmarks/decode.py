@@ -21,17 +21,16 @@ from statistics import median
 import numpy as np
 import simplejpeg
 import torch
+from mcus import cut_mcus
 from table import print_table
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from imagelmdb.data.batch import BatchDataset, Request, TrainCrop, make_slot
-from imagelmdb.data.decode import decode
+from imagelmdb.data.decode import decode_batch
 from imagelmdb.data.folder import FolderStore
 from imagelmdb.data.plan import plan_train
 from imagelmdb.data.sampler import Sampler
-from imagelmdb.jpeg.crop import crop_jpeg
-from imagelmdb.jpeg.tile import tile_jpeg
 from imagelmdb.sample import make_jpegs
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding
@@ -149,27 +148,22 @@ def floor(store: LMDBStore) -> Prepare:
 
     def prepare(epoch: int, turn: int) -> Callable:
         rows = np.arange(turn * TURN, (turn + 1) * TURN)
-        boxes, flips = plan_train(0, epoch, rows, store.sizes[rows])
-        crops = [cut_out(store[i], tuple(box)) for i, box in zip(rows, boxes.tolist(), strict=True)]
-
-        def run() -> None:
-            for image, (record, box), flip in zip(images, crops, flips.tolist(), strict=True):
-                decode(record, box, SIZE, flip=flip, out=image)
-
-        return run
+        planned, flips = plan_train(0, epoch, rows, store.sizes[rows])
+        crops = [cut(store[i], tuple(box)) for i, box in zip(rows, planned.tolist(), strict=True)]
+        records, boxes = zip(*crops, strict=True)
+        return lambda: decode_batch(records, boxes, SIZE, flips=flips.tolist(), out=images)
 
     return prepare
 
 
-def cut_out(record: Record, box: tuple[int, int, int, int]) -> tuple[Record, tuple[int, int, int, int]]:
-    """An untiled JPEG of just the MCUs under the box, with the decoder's margin; or the box's pixels."""
+def cut(record: Record, box: tuple[int, int, int, int]) -> tuple[Record, tuple[int, int, int, int]]:
+    """A JPEG of just the MCUs under the box, with the decoder's margin; or the box's pixels."""
     left, top, width, height = box
     if isinstance(record.image, np.ndarray):
         pixels = record.image[top : top + height, left : left + width].copy()
         return Record(pixels, 0), (0, 0, width, height)
-    fine = tile_jpeg(bytes(record.image), tile_width=1)
-    jpeg, left, top = crop_jpeg(fine.data, fine.index, box)
-    return Record(memoryview(tile_jpeg(bytes(jpeg), tile_width=1 << 16).data), 0), (left, top, width, height)
+    jpeg, left, top = cut_mcus(bytes(record.image), box)
+    return Record(memoryview(jpeg), 0), (left, top, width, height)
 
 
 if __name__ == "__main__":

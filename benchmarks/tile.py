@@ -17,7 +17,6 @@ from statistics import median
 from PIL import Image
 from table import print_table
 
-from imagelmdb.jpeg.crop import parse_index
 from imagelmdb.jpeg.tile import Tiled, tile_jpeg
 from imagelmdb.sample import make_jpegs
 
@@ -55,12 +54,9 @@ def make_tools(jpegs: list[bytes]) -> dict[str, Callable[[int], int]]:
     """By name: a function of the image's number that returns its new size, for ours with the tile index."""
     tools = {"tile_jpeg": lambda i: count_bytes(tile_jpeg(jpegs[i]))}
     if shutil.which("jpegtran"):
-        grids = [parse_index(tile_jpeg(data).index)[0] for data in jpegs]
-        commands = [
-            ["jpegtran", "-copy", "none", "-optimize", "-restart", f"{grid.tile_mcus}B"] for grid in grids
-        ]
+        command = ["jpegtran", "-copy", "none", "-optimize"]
         tools["jpegtran"] = lambda i: len(
-            subprocess.run(commands[i], input=jpegs[i], stdout=subprocess.PIPE, check=True).stdout
+            subprocess.run(command, input=jpegs[i], stdout=subprocess.PIPE, check=True).stdout
         )
     return tools
 

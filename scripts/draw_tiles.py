@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from imagelmdb.jpeg.crop import crop_jpeg, parse_index
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.crop import crop_jpeg
+from imagelmdb.jpeg.index import parse_index
+from imagelmdb.jpeg.tile import Tiled, tile_jpeg
 from imagelmdb.sample import make_jpeg
 
 BOX = (170, 90, 215, 190)  # left, top, width, height
@@ -27,14 +28,16 @@ def main() -> None:
     data = Path(files[0]).read_bytes() if files else make_jpeg(3, 1, plain=True)
     tiled = tile_jpeg(data)
     crop, left, top = crop_jpeg(tiled.data, tiled.index, BOX)
-    sheet = draw(tiled, crop, (BOX[0] - left, BOX[1] - top))
+    glue = parse_index(tiled.index).grid.mcu_width  # blank pixels on the crop's left
+    part = Image.open(io.BytesIO(crop)).convert("RGB")
+    part = part.crop((glue, 0, part.width, part.height))
+    sheet = draw(tiled, crop, part, (BOX[0] - left + glue, BOX[1] - top))
     sheet.quantize(160, dither=Image.Dither.NONE).save(output, optimize=True)
     print(f"{output}: {len(crop)} of {len(tiled.data)} bytes")
 
 
-def draw(tiled, crop: bytes, corner: tuple[int, int]) -> Image.Image:
+def draw(tiled: Tiled, crop: bytes, part: Image.Image, corner: tuple[int, int]) -> Image.Image:
     photo = Image.open(io.BytesIO(tiled.data)).convert("RGB")
-    part = Image.open(io.BytesIO(crop)).convert("RGB")
     pixels = np.asarray(photo)
     kept = (*corner, corner[0] + part.width, corner[1] + part.height)
     assert np.array_equal(np.asarray(photo.crop(kept))[4:-4, 4:-4], np.asarray(part)[4:-4, 4:-4])
@@ -45,13 +48,13 @@ def draw(tiled, crop: bytes, corner: tuple[int, int]) -> Image.Image:
     canvas = Image.new("RGB", (big.width + 2 * GAP + OUTPUT + GAP, big.height + CAPTION), "white")
     canvas.paste(big, (0, 0))
     pen = ImageDraw.Draw(canvas)
-    grid, lengths = parse_index(tiled.index)
+    grid = parse_index(tiled.index).grid
     step_x, step_y = grid.mcu_width * grid.tile_mcus * SCALE, grid.mcu_height * SCALE
-    for row in range(lengths.shape[0] + 1):
+    for row in range(grid.rows + 1):
         y = min(row * step_y, big.height - 1)
         pen.line((0, y, big.width - 1, y), "#9a9a9a")
-    for column in range(lengths.shape[1] + 1):
-        x = min(column * step_x, big.width - 1)
+    for column in range(grid.tiles + 1):
+        x = column * step_x if column < grid.tiles else big.width - 1
         pen.line((x, 0, x, big.height - 1), "#9a9a9a")
     x, y, width, height = (side * SCALE for side in BOX)
     pen.rectangle((x, y, x + width, y + height), outline="white", width=4)

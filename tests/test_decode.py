@@ -1,4 +1,6 @@
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from jpegs import make_jpeg, make_pixels
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from imagelmdb.data.decode import DecodeError, decode, read_box, read_image, read_size
+from imagelmdb.data.decode import DecodeError, decode, decode_batch, read_image, read_size
 from imagelmdb.data.plan import plan_eval, plan_train
 from imagelmdb.jpeg.tile import tile_jpeg
 from imagelmdb.sample import make_photo
@@ -74,17 +76,29 @@ def test_a_flip_mirrors():
     assert not torch.equal(image, mirrored)
 
 
-def test_a_raw_crop_touches_only_its_rows():
-    class Watched(np.ndarray):
-        asked = []  # noqa: RUF012
+def test_a_raw_crop_touches_only_its_rows(tmp_path):
+    (tmp_path / "pixels").write_bytes(b"x" * (3 * 1000 * 12_000))
+    pixels = np.memmap(tmp_path / "pixels", np.uint8, "r", shape=(12_000, 1000, 3))
+    decode(Record(pixels, 0), (500, 6000, 20, 20), 20)
+    maps = Path("/proc/self/smaps").read_text()
+    mapped = maps[maps.index(str(tmp_path / "pixels")) :]
+    assert 0 < int(re.search(r"Rss: +(\d+) kB", mapped)[1]) < 4200  # of 35,000, and pages may be of 2 MB
 
-        def __getitem__(self, key):
-            self.asked.append(key)
-            return super().__getitem__(key)
 
-    pixels = make_pixels(50, 40).view(Watched)
-    read_box(Record(pixels, 0), (3, 5, 20, 10))
-    assert Watched.asked[0] == (slice(5, 15), slice(3, 23))
+def test_a_batch_decodes_as_its_images_do_and_says_which_is_damaged():
+    files = [make_jpeg(90 + n, 70, n) for n in range(40)]
+    records = [(file_record, tiled_record)[n % 2](data) for n, data in enumerate(files)]
+    boxes, flips = [(n, 3, 50, 40) for n in range(40)], [n % 3 == 0 for n in range(40)]
+    out = torch.empty(40, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    decode_batch(records, boxes, 32, flips=flips, out=out)
+    for record, box, flip, image in zip(records, boxes, flips, out, strict=True):
+        assert torch.equal(image, decode(record, box, 32, flip=flip))
+    for row in (3, 36):  # of a tiled JPEG and of a file
+        image = records[row].image
+        damaged = [*records[:row], records[row]._replace(image=image[: len(image) // 2]), *records[row + 1 :]]
+        with pytest.raises(DecodeError) as caught:
+            decode_batch(damaged, boxes, 32, flips=flips, out=out)
+        assert caught.value.row == row
 
 
 def test_evaluation_is_close_to_torchvisions_two_steps():
@@ -106,14 +120,16 @@ def test_cmyk_and_png_are_taken_as_pillow_takes_them():
         record = file_record(data)
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         assert read_size(record) == (60, 40)
-        assert np.array_equal(read_box(record, (5, 6, 20, 10)), expected[6:16, 5:25])
+        exact = decode(record, (5, 6, 20, 20), 20)  # nothing to resize
+        assert np.array_equal(exact.permute(1, 2, 0), expected[6:26, 5:25])
         assert np.array_equal(np.asarray(read_image(record)), expected)
 
 
 def test_junk_before_the_end_marker_is_skipped():
     data = make_jpeg(60, 40, 2)
     junk = file_record(data[:-2] + b"\x12\x34" + data[-2:])
-    assert np.array_equal(read_box(junk, (0, 0, 60, 40)), read_box(file_record(data), (0, 0, 60, 40)))
+    box = (0, 0, 60, 40)
+    assert torch.equal(decode(junk, box, 32), decode(file_record(data), box, 32))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "text", "empty", "junk and truncated"])

@@ -77,9 +77,10 @@ def refused() -> dict[str, tuple[bytes, str]]:
         "an end inside a segment": (plain[:30], "truncated"),
         "half a scan": (plain[: len(plain) * 2 // 3] + b"\xff\xd9", "truncated|left over|no Huffman table"),
         "too many blocks": (
-            replaced(plain, rb"\x08\0\x1e\0\x28", b"\x08\xff\xff\xff\xff"),
+            replaced(plain, rb"\x08\0\x1e\0\x28", b"\x08\xf0\0\xf0\0"),
             "more blocks than bits",
         ),
+        "too wide": (replaced(plain, rb"\x08\0\x1e\0\x28", b"\x08\0\x1e\xff\xff"), "65535 x 30 px"),
         "rows left over": (replaced(plain, rb"\x08\0\x1e\0\x28", b"\x08\0\x10\0\x28"), "left over"),
         "no progressive end": (progressive[:last_scan] + b"\xff\xd9", "do not complete"),
         "no second scan": (two[: two.rindex(b"\xff\xc4\0\x1f")] + b"\xff\xd9", "no scan"),

@@ -22,7 +22,7 @@ from imagelmdb.errors import UserError
 from imagelmdb.store.format import Record
 from imagelmdb.store.reader import LMDBStore
 
-from .decode import DecodeError, decode, read_size
+from .decode import DecodeError, decode_batch, read_size
 from .folder import FolderStore
 from .plan import plan_eval, plan_seeds, plan_train
 from .sampler import Sampler
@@ -120,12 +120,15 @@ class BatchDataset(Dataset):
         self, crops: Crops, rows: Sequence[int], size: int, slot: int | None = None
     ) -> torch.Tensor:
         images = self._empty_images(len(rows), size, slot)
-        for row, image in zip(rows, images, strict=True):
-            box, flip = tuple(crops.boxes[row].tolist()), bool(crops.flips[row])
-            try:
-                decode(crops.records[row], box, size, flip=flip, out=image, **self.decode_options)
-            except DecodeError as error:
-                raise self.name_record(crops.indices[row], error) from error
+        records, boxes = (
+            [crops.records[row] for row in rows],
+            [tuple(crops.boxes[row].tolist()) for row in rows],
+        )
+        flips = [bool(crops.flips[row]) for row in rows]
+        try:
+            decode_batch(records, boxes, size, flips=flips, out=images, **self.decode_options)
+        except DecodeError as error:
+            raise self.name_record(crops.indices[rows[error.row]], error) from error
         return images
 
     def _empty_images(self, count: int, size: int, slot: int | None) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from imagelmdb.errors import UserError
-from imagelmdb.jpeg.crop import crop_jpeg
+from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError
 from imagelmdb.store.format import checksum
 from imagelmdb.store.reader import LMDBStore, Shard
@@ -63,28 +63,28 @@ class EncodedDataset(Dataset):
     def _make_batch(self, request: Request) -> EncodedBatch:
         crops = self.dataset.read_crops(request)
         boxes = crops.boxes.astype(np.int32)
-        jpegs, rows = [], []
-        for row in range(len(crops.records)):
-            jpeg = self._cut(crops, row, boxes[row])
-            if jpeg is None:
-                rows.append(row)
-                jpeg, boxes[row] = _make_blank(8, 8), (0, 0, 8, 8)
-            jpegs.append(jpeg)
+        found = [self._find(crops, row, boxes[row]) for row in range(len(crops.records))]
+        cut = iter(cut_out([part for part in found if isinstance(part, Window)]))
+        jpegs = [next(cut) if isinstance(part, Window) else part for part in found]
+        rows = [row for row, jpeg in enumerate(jpegs) if jpeg is None]
+        for row in rows:
+            jpegs[row], boxes[row] = _make_blank(8, 8), (0, 0, 8, 8)
         pixels = self.dataset.decode_rows(crops, rows, request.size)
         ends = np.cumsum([len(jpeg) for jpeg in jpegs])
         return EncodedBatch(request, _join(jpegs, ends), ends, boxes, crops.flips, crops.labels, rows, pixels)
 
-    def _cut(self, crops: Crops, row: int, box: np.ndarray) -> bytes | memoryview | None:
-        """A JPEG that shows the box, which becomes its place in it; None where the CPU has to decode."""
+    def _find(self, crops: Crops, row: int, box: np.ndarray) -> Window | memoryview | None:
+        """What shows the box, which becomes its place in that; None where the CPU has to decode."""
         record, index = crops.records[row], int(crops.indices[row])
         try:
             self._check(index)
             if not len(record.tiles):
                 return record.image if is_plain_jpeg(record.image) else None
-            jpeg, box[0], box[1] = crop_jpeg(record.image, record.tiles, tuple(box.tolist()))
+            window = find_window(record.image, record.tiles, tuple(box.tolist()))
         except (JPEGError, DecodeError) as error:
             raise self.dataset.name_record(index, error) from error
-        return jpeg
+        box[:2] = window.left, window.top
+        return window
 
     def _check(self, index: int) -> None:
         if not isinstance(self.store, LMDBStore) or self._checked[index]:

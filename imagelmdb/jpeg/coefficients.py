@@ -206,14 +206,31 @@ def refine_ac(words, first_word, end_bit, interval, blocks, row, first, last, lo
 
 
 @jit
-def make_tokens(coefficients, blocks, slot_components, mcu_columns, tile_mcus, tokens, starts, histogram):
-    """Coefficients to tokens; a block of -1 is padding: the DC coefficient before it, and nothing else."""
+def make_tokens(
+    coefficients,
+    blocks,
+    slot_components,
+    row_mcus,
+    row_tiles,
+    tile_mcus,
+    tokens,
+    starts,
+    histogram,
+    predictions,
+):
+    """Coefficients to tokens; a block of -1 is padding: the DC coefficient before it, and nothing else.
+
+    predictions[tile, component] becomes the DC coefficient before the tile.
+    """
     predicted = np.zeros(4, np.int64)
     slots = slot_components.size
-    count = 0
+    count, tile = 0, 0
     for n in range(blocks.size):
-        if n % slots == 0 and (n // slots % mcu_columns) % tile_mcus == 0:
-            predicted[:] = 0
+        place = n // slots % row_mcus
+        if n % slots == 0 and place % tile_mcus == 0 and place < row_tiles * tile_mcus:
+            for component in range(predictions.shape[1]):
+                predictions[tile, component] = predicted[component]
+            tile += 1
         component = slot_components[n % slots]
         table = 0 if component == 0 else 2 << 8
         starts[n] = count

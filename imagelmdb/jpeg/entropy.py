@@ -1,8 +1,8 @@
-"""Entropy-coded data of a sequential scan to tokens (see huffman.py), and tokens to tiles.
+"""Entropy-coded data of a sequential scan to tokens (see huffman.py), and tokens to entropy-coded data.
 
 A sequential scan never becomes coefficients: one pass decodes the symbols and counts them, and only the DC
-differences that follow a new restart marker change. A helper that took arrays would cost reference counting
-for every token, so the loops are written out.
+differences that follow a restart marker change. A helper that took arrays would cost reference counting for
+every token, so the loops are written out.
 """
 
 from __future__ import annotations
@@ -95,21 +95,24 @@ def read_tokens(
     interval_mcus,
     mcus,
     row_mcus,
+    row_tiles,
     tile_mcus,
     slots,
     lookups,
     tokens,
     starts,
     histogram,
+    predictions,
 ):
-    """One interleaved scan (or a lone component) to tokens; DC differences are those of the tiles.
+    """One interleaved scan (or a lone component) to tokens of a scan without restart markers.
 
-    slots: by block of an MCU (component, DC look-up, AC look-up). Fills tokens, starts[block] and histogram.
+    slots: by block of an MCU (component, DC look-up, AC look-up). Fills tokens, starts[block], histogram and
+    predictions[tile, component]: the DC coefficient before the tile.
     """
     dc_in = np.zeros(4, np.int64)
     dc_out = np.zeros(4, np.int64)
     accumulator, filled, word, end, interval = np.uint64(0), 0, 0, 0, 0
-    count, block = 0, 0
+    count, block, tile = 0, 0, 0
     for mcu in range(mcus):
         if mcu % interval_mcus == 0:
             if mcu > 0:
@@ -119,8 +122,11 @@ def read_tokens(
             word, end = first_word[interval], end_bit[interval]
             accumulator, filled = np.uint64(0), 0
             dc_in[:] = 0
-        if (mcu % row_mcus) % tile_mcus == 0:
-            dc_out[:] = 0
+        place = mcu % row_mcus
+        if place % tile_mcus == 0 and place < row_tiles * tile_mcus:
+            for component in range(predictions.shape[1]):
+                predictions[tile, component] = dc_out[component]
+            tile += 1
         for slot in range(slots.shape[0]):
             component, dc_row, ac_row = slots[slot, 0], slots[slot, 1], slots[slot, 2]
             if count + 64 > tokens.size:
@@ -144,7 +150,7 @@ def read_tokens(
             difference = extra if size == 0 or extra >> (size - 1) else extra - (1 << size) + 1
             old = dc_in[component]
             dc_in[component] = old + difference
-            if old != dc_out[component]:  # a tile's first block: the difference is to 0 now
+            if old != dc_out[component]:  # behind a restart marker
                 difference = old + difference - dc_out[component]
                 size, magnitude = 0, abs(difference)
                 while magnitude >> size:
@@ -190,18 +196,23 @@ def read_tokens(
 
 
 @jit
-def write_tokens(tokens, starts, order, tile_blocks, codes, out, lengths):
-    """Tokens of the blocks in `order` to entropy-coded tiles, each closed by RSTn, the last by EOI.
+def write_tokens(tokens, starts, row_blocks, row_tiles, tile_blocks, codes, out, positions):
+    """Tokens to entropy-coded data, which EOI closes; returns the bytes written.
 
-    Returns the bytes written; lengths[tile] counts the tile's two closing bytes as well.
+    positions[tile] is where it begins: 8 * the byte that holds its first bit + the bits before it in there. A
+    tile is tile_blocks blocks of a row, its last what is left of it. One more position is the end.
     """
-    at = 0
-    for tile in range(lengths.size):
-        tile_start = at
-        accumulator, filled = np.uint64(0), 0
-        last = min((tile + 1) * tile_blocks, order.size)
-        for block in order[tile * tile_blocks : last]:
-            for i in range(starts[block], starts[block + 1]):
+    at, tile = 0, 0
+    accumulator, filled = np.uint64(0), 0
+    for row in range(0, starts.size - 1, row_blocks):
+        for n in range(row_tiles):
+            first = row + n * tile_blocks
+            behind = first + tile_blocks if n + 1 < row_tiles else row + row_blocks
+            at = _flush(accumulator, filled, out, at)
+            filled &= 7
+            positions[tile] = at * 8 + filled
+            tile += 1
+            for i in range(starts[first], starts[behind]):
                 token = tokens[np.uint64(i)]
                 code = codes[token >> np.uint32(16)]
                 bits = np.int64(code & np.uint64(0xFF))
@@ -225,18 +236,25 @@ def write_tokens(tokens, starts, order, tile_blocks, codes, out, lengths):
                         out[np.uint64(at + 2)] = np.uint8((word >> np.uint32(8)) & np.uint32(0xFF))
                         out[np.uint64(at + 3)] = np.uint8(word & np.uint32(0xFF))
                         at += 4
-        pad = -filled & 7
-        accumulator = (accumulator << np.uint64(pad)) | np.uint64((1 << pad) - 1)
-        filled += pad
-        while filled > 0:
-            filled -= 8
-            out[at] = np.uint8((accumulator >> np.uint64(filled)) & np.uint64(0xFF))
+    at = _flush(accumulator, filled, out, at)
+    filled &= 7
+    positions[tile] = at * 8 + filled
+    if filled:
+        pad = 8 - filled
+        at = _flush((accumulator << np.uint64(pad)) | np.uint64((1 << pad) - 1), 8, out, at)
+    out[at] = 0xFF
+    out[at + 1] = 0xD9
+    return at + 2
+
+
+@jit
+def _flush(accumulator, filled, out, at):
+    """The whole bytes among the last `filled` bits; returns where the next goes."""
+    while filled >= 8:
+        filled -= 8
+        out[at] = np.uint8((accumulator >> np.uint64(filled)) & np.uint64(0xFF))
+        at += 1
+        if out[at - 1] == 0xFF:
+            out[at] = 0
             at += 1
-            if out[at - 1] == 0xFF:
-                out[at] = 0
-                at += 1
-        out[at] = 0xFF
-        out[at + 1] = 0xD0 + (tile & 7) if tile + 1 < lengths.size else 0xD9
-        at += 2
-        lengths[tile] = at - tile_start
     return at

@@ -24,16 +24,23 @@ class Layout(NamedTuple):
     columns: int
     rows: int
     slots: tuple[int, ...]  # the component of every block of an MCU
+    tile_mcus: int = 1  # of a tile; the last of a row takes what is left over
+    row_tiles: int = 1
 
     @property
     def blocks(self) -> int:
         return self.columns * self.rows * len(self.slots)
+
+    @property
+    def tiles(self) -> int:
+        return self.rows * self.row_tiles
 
 
 class Tokens(NamedTuple):
     values: np.ndarray
     starts: np.ndarray  # by block, and the end
     histogram: np.ndarray  # by table and symbol
+    predictions: np.ndarray  # by tile and component: the DC coefficient before the tile
 
 
 def make_layout(header: Header) -> Layout:
@@ -43,19 +50,18 @@ def make_layout(header: Header) -> Layout:
     return Layout(width, height, -(-header.width // width), -(-header.height // height), slots)
 
 
-def read_tokens(data: bytes, header: Header, layout: Layout, tile_mcus: int) -> Tokens:
-    """The image's tokens; its DC differences start anew every tile_mcus MCUs of a row, and in every row."""
+def read_tokens(data: bytes, header: Header, layout: Layout) -> Tokens:
     scan = header.scans[0]
     if header.progressive or len(scan.components) < len(header.components):
         values = _read_coefficients(np.frombuffer(data, np.uint8), header, layout)
-        return _tokens_of(values, header, layout, tile_mcus)
+        return _tokens_of(values, header, layout)
     _check_sequential(header)
     bits = 8 * (scan.end - scan.start)
     if 2 * layout.blocks > bits:
         raise JPEGError("truncated: more blocks than bits")
     lookups = _Lookups()
     rows = [lookups.rows(scan, n, AC) for n in range(len(scan.components))]
-    tokens = _empty_tokens(min(64 * layout.blocks, bits) + 64, layout.blocks)
+    tokens = _empty_tokens(min(64 * layout.blocks, bits) + 64, layout)
     mcus = layout.columns * layout.rows
     interval = scan.restart or mcus
     status = entropy.read_tokens(
@@ -63,7 +69,8 @@ def read_tokens(data: bytes, header: Header, layout: Layout, tile_mcus: int) -> 
         interval,
         mcus,
         layout.columns,
-        tile_mcus,
+        layout.row_tiles,
+        layout.tile_mcus,
         np.array([rows[i] for i in layout.slots]),
         lookups.stack(),
         *tokens,
@@ -82,11 +89,12 @@ def borrow(name: str, size: int, dtype: type) -> np.ndarray:
     return array
 
 
-def _empty_tokens(capacity: int, blocks: int) -> Tokens:
+def _empty_tokens(capacity: int, layout: Layout) -> Tokens:
     return Tokens(
         borrow("tokens", capacity, np.uint32),
-        borrow("starts", blocks + 1, np.int64),
+        borrow("starts", layout.blocks + 1, np.int64)[: layout.blocks + 1],
         np.zeros(1024, np.int64),
+        np.empty((layout.tiles, max(layout.slots) + 1), np.int64),
     )
 
 
@@ -214,7 +222,7 @@ def _real_blocks(header: Header, component: int, planes: list[np.ndarray]) -> np
     return planes[component][:rows, :columns].ravel()
 
 
-def _tokens_of(values: np.ndarray, header: Header, layout: Layout, tile_mcus: int) -> Tokens:
+def _tokens_of(values: np.ndarray, header: Header, layout: Layout) -> Tokens:
     planes = _block_numbers(header, layout)
     for i, plane in enumerate(planes):
         rows, columns = _real_size(header, i)
@@ -222,9 +230,8 @@ def _tokens_of(values: np.ndarray, header: Header, layout: Layout, tile_mcus: in
         plane[:, columns:] = -1
     parts = zip(planes, header.components, strict=True)
     blocks = np.concatenate([_by_mcu(plane, part.h, part.v) for plane, part in parts], 1).ravel()
-    tokens = _empty_tokens(64 * layout.blocks, layout.blocks)
-    status = coefficients.make_tokens(
-        values, blocks, np.array(layout.slots), layout.columns, tile_mcus, *tokens
-    )
+    tokens = _empty_tokens(64 * layout.blocks, layout)
+    cut = layout.columns, layout.row_tiles, layout.tile_mcus
+    status = coefficients.make_tokens(values, blocks, np.array(layout.slots), *cut, *tokens)
     entropy.check(status)
     return tokens

@@ -3,7 +3,7 @@
     >>> tiled = tile_jpeg(Path("n01440764_10026.JPEG").read_bytes())
     >>> jpeg, left, top = crop_jpeg(tiled.data, tiled.index, (100, 50, 224, 224))
 
-The result is a sequential JPEG with optimised Huffman tables and a restart marker behind every tile.
+The result is a sequential JPEG with optimised Huffman tables and an index of where its tiles begin.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from zlib import crc32
 
 import numpy as np
 
-from imagelmdb.jpeg import entropy, huffman
-from imagelmdb.jpeg.crop import Grid, make_index
+from imagelmdb.jpeg import entropy
+from imagelmdb.jpeg.index import Grid, count_tiles, least_mcus, make_index
 from imagelmdb.jpeg.markers import (
     APP0,
     APP14,
     DHT,
     DQT,
-    DRI,
     SOF0,
     SOF1,
     SOI,
     SOS,
     Header,
     HuffmanTable,
+    JPEGError,
     parse,
 )
 from imagelmdb.jpeg.scans import Layout, Tokens, borrow, make_layout, read_tokens
+from imagelmdb.jpeg.tables import make_tables
 
 # Measured with photo-like images, 4:4:4 at q96 and 4:2:0 at q90: bytes of the original a tile, size with
 # index against the original, bytes of a RandomResizedCrop against it, ms of CPU to slice and decode that.
@@ -56,7 +57,8 @@ from imagelmdb.jpeg.scans import Layout, Tokens, borrow, make_layout, read_token
 # with 130, 0.989 with 150 and 0.986 with 180.
 # 375 px at 4:4:4 are 47 MCUs, a prime: one tile a row, and a portrait's crop takes most of its width anyway.
 # (MCUs of two blocks a component would divide it, but few decoders were ever shown such factors.)
-TILE_BYTES = 130
+TILE_BYTES = 170
+MAX_SIDE = 65500 - 32  # px: what libjpeg decodes, less an MCU of glue
 
 
 class Tiled(NamedTuple):
@@ -66,62 +68,71 @@ class Tiled(NamedTuple):
     height: int
 
 
+class Written(NamedTuple):
+    head: bytes  # all up to the entropy-coded bytes
+    size_at: int  # where the frame keeps its height
+    body: bytes  # with EOI
+    positions: np.ndarray  # of the tiles and of the end, see index.py
+    codes: np.ndarray  # for the index
+
+
 def tile_jpeg(data: bytes, tile_width: int | None = None) -> Tiled:
     """Tiles one MCU high that divide a row, the narrowest that are tile_width px wide or hold TILE_BYTES.
 
     JPEGError says why a file cannot be re-coded.
     """
     header = parse(data)
+    if max(header.width, header.height) > MAX_SIDE:
+        raise JPEGError(f"{header.width} x {header.height} px: crops of it could be too large for libjpeg")
     layout = make_layout(header)
     if tile_width is None:
         size = sum(scan.end - scan.start for scan in header.scans)
-        tile_mcus = _find_divisor(layout.columns, TILE_BYTES * layout.columns * layout.rows / max(size, 1))
+        tile_mcus = -(-TILE_BYTES * layout.columns * layout.rows // max(size, 1))
     else:
-        tile_mcus = _find_divisor(layout.columns, tile_width / layout.mcu_width)
-    tokens = read_tokens(data, header, layout, tile_mcus)
-    tables, codes = _optimal_tables(tokens.histogram, len(header.components))
-    head, size_at = _headers(header, tables, tile_mcus)
-    body, lengths = _write(tokens, layout, tile_mcus, codes)
-    size = header.width, header.height
-    mcu = layout.mcu_width, layout.mcu_height
-    grid = Grid(*mcu, *_margins(header), tile_mcus, *size, size_at, len(head), crc32(head))
-    return Tiled(head + body, make_index(grid, lengths), *size)
+        tile_mcus = -(-tile_width // layout.mcu_width)
+    least = least_mcus(len(layout.slots))
+    tile_mcus = min(max(tile_mcus, least), layout.columns)
+    layout = layout._replace(tile_mcus=tile_mcus, row_tiles=count_tiles(layout.columns, tile_mcus, least))
+    tokens = read_tokens(data, header, layout)
+    written = write_jpeg(header, layout, tokens)
+    blocks = *(part.h * part.v for part in header.components), 0, 0
+    grid = Grid(
+        layout.mcu_width,
+        layout.mcu_height,
+        *find_margins(header),
+        blocks[:3],
+        tile_mcus if layout.columns >= least else 0,
+        header.width,
+        header.height,
+        written.size_at,
+        len(written.head),
+        crc32(written.head),
+        len(written.head) + len(written.body),
+    )
+    index = make_index(grid, written.codes, written.positions, tokens.predictions)
+    return Tiled(written.head + written.body, index, header.width, header.height)
 
 
-def _find_divisor(columns: int, least: float) -> int:
-    return next((k for k in range(1, columns) if columns % k == 0 and k >= least), columns)
+def write_jpeg(header: Header, layout: Layout, tokens: Tokens) -> Written:
+    tables = make_tables(tokens)
+    head, size_at = _make_head(header, tables.huffman)
+    positions = np.empty(layout.tiles + 1, np.int64)
+    bits = int((tokens.histogram * (tables.codes & np.uint64(0xFF)).astype(np.int64)).sum())
+    out = borrow("out", bits // 4 + 16, np.uint8)  # twice the bytes: all may need stuffing
+    blocks = len(layout.slots)
+    cut = layout.columns * blocks, layout.row_tiles, layout.tile_mcus * blocks
+    size = entropy.write_tokens(tokens.values, tokens.starts, *cut, tables.codes, out, positions)
+    return Written(head, size_at, out[:size].tobytes(), positions, tables.kept)
 
 
-def _margins(header: Header) -> tuple[int, int]:
+def find_margins(header: Header) -> tuple[int, int]:
     """px that one sample of the coarsest component covers, 0 where it is one."""
     across = max(part.h for part in header.components) // min(part.h for part in header.components)
     down = max(part.v for part in header.components) // min(part.v for part in header.components)
     return across if across > 1 else 0, down if down > 1 else 0
 
 
-def _optimal_tables(histogram: np.ndarray, components: int) -> tuple[list[HuffmanTable], np.ndarray]:
-    codes = np.zeros(1024, np.uint64)
-    counts, symbols = np.zeros(17, np.int64), np.zeros(256, np.int64)
-    tables = []
-    for table in range(2 if components == 1 else 4):
-        found = huffman.optimal_table(histogram, table, counts, symbols)
-        huffman.fill_codes(table, counts, symbols, codes)
-        tables.append(HuffmanTable(bytes(counts[1:].tolist()), bytes(symbols[:found].tolist())))
-    return tables, codes
-
-
-def _write(tokens: Tokens, layout: Layout, tile_mcus: int, codes: np.ndarray) -> tuple[bytes, np.ndarray]:
-    lengths = np.empty(layout.columns * layout.rows // tile_mcus, np.int64)
-    bits = int((tokens.histogram * (codes & np.uint64(0xFF)).astype(np.int64)).sum())
-    out = borrow("out", bits // 4 + 8 * lengths.size + 16, np.uint8)  # twice the bytes: all may need stuffing
-    order = np.arange(layout.blocks)
-    written = entropy.write_tokens(
-        tokens.values, tokens.starts, order, tile_mcus * len(layout.slots), codes, out, lengths
-    )
-    return out[:written].tobytes(), lengths
-
-
-def _headers(header: Header, tables: list[HuffmanTable], tile_mcus: int) -> tuple[bytes, int]:
+def _make_head(header: Header, tables: list[HuffmanTable]) -> tuple[bytes, int]:
     """(all up to the entropy-coded bytes, where the frame keeps its height)."""
     parts = header.components
     numbers = sorted({part.quant for part in parts})
@@ -141,7 +152,6 @@ def _headers(header: Header, tables: list[HuffmanTable], tile_mcus: int) -> tupl
     )
     body = b"".join(bytes((i >> 1 | (i & 1) << 4,)) + t.counts + t.symbols for i, t in enumerate(tables))
     out += _marker(DHT, body)
-    out += _marker(DRI, struct.pack(">H", tile_mcus))
     scan = b"".join(bytes((p.identifier, 0x11 if i else 0)) for i, p in enumerate(parts))
     out += _marker(SOS, bytes((len(parts),)) + scan + b"\0\x3f\0")
     return bytes(out), size_at

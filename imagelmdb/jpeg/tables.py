@@ -1,0 +1,67 @@
+"""The Huffman tables of a tiled JPEG: optimal ones, and those of their codes that a tile index holds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from imagelmdb.jpeg import huffman
+from imagelmdb.jpeg.index import DC_SIZES, EOB, FILLER
+from imagelmdb.jpeg.markers import HuffmanTable, JPEGError
+from imagelmdb.jpeg.scans import Tokens
+
+_EOB_SYMBOL = 0
+_FILLERS = np.array([run << 4 | size for size in (1, 2, 3) for run in range(9)])  # 7 of them fit into a block
+
+
+class Tables(NamedTuple):
+    huffman: list[HuffmanTable]  # DC, AC, and where there are other components, DC and AC of those
+    codes: np.ndarray  # as huffman.fill_codes leaves them
+    kept: np.ndarray  # those for an index, see index.py
+
+
+def make_tables(tokens: Tokens) -> Tables:
+    """Optimal, but for what glue needs (see crop.py): a code for every DC difference that can lie between two
+    tiles, EOB, and an AC symbol that takes an odd number of bits, to fill up any number of them with."""
+    components = tokens.predictions.shape[1]
+    histogram = tokens.histogram[: 512 * min(components, 2)].copy()
+    pairs = histogram.reshape(-1, 2, 256)
+    spread = tokens.predictions.max(0, initial=0) - tokens.predictions.min(0, initial=0)
+    if spread.max() >= 1 << DC_SIZES - 1:
+        raise JPEGError("DC coefficients further apart than those of 8-bit samples")
+    for component, pair in zip(range(components), (*pairs, pairs[-1]), strict=False):
+        differences = pair[0, : int(spread[component]).bit_length() + 1]
+        np.maximum(differences, 1, out=differences)
+        pair[1, _EOB_SYMBOL] = max(pair[1, _EOB_SYMBOL], 1)
+    for symbol in _FILLERS:
+        tables, codes = _optimise(histogram)
+        fillers = codes[256 + _FILLERS]
+        odd = fillers[fillers & np.uint64(1) == 1]
+        if odd.size:
+            break
+        pairs[0, 1, symbol] += 1  # few symbols, and none will do: with one more the lengths are others
+    else:
+        raise JPEGError("no AC symbol takes an odd number of bits")
+    kept = np.array([_keep(codes[start : start + 512].tolist()) for start in (0, 512)], np.uint32)
+    kept[0, FILLER] = odd[(odd & np.uint64(0xFF)).argmin()]
+    return Tables(tables, codes, kept)
+
+
+def _optimise(histogram: np.ndarray) -> tuple[list[HuffmanTable], np.ndarray]:
+    codes = np.zeros(1024, np.uint64)
+    counts, symbols = np.zeros(17, np.int64), np.zeros(256, np.int64)
+    tables = []
+    for table in range(histogram.size // 256):
+        found = huffman.optimal_table(histogram, table, counts, symbols)
+        huffman.fill_codes(table, counts, symbols, codes)
+        tables.append(HuffmanTable(bytes(counts[1:].tolist()), bytes(symbols[:found].tolist())))
+    return tables, codes
+
+
+def _keep(codes: list[int]) -> list[int]:
+    """The codes for an index of a DC and an AC table; the filler is still missing."""
+    kept = [
+        (code >> 8 + size) << 8 | (code & 0xFF) - size for size, code in enumerate(codes[:DC_SIZES]) if code
+    ]
+    return [*kept, *[0] * (EOB - len(kept)), codes[256 + _EOB_SYMBOL], 0]
