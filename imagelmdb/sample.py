@@ -28,7 +28,7 @@ from PIL import Image
 
 from imagelmdb.errors import UserError
 
-VERSION = 1  # of the pictures: a sample made by another version is not reused
+VERSION = 2  # of the pictures: a sample made by another version is not reused
 SIZES = {  # (width, height) -> share
     (500, 375): 0.52,
     (375, 500): 0.14,
@@ -65,11 +65,11 @@ def make_photo(rng: np.random.Generator, width: int, height: int, look: Look | N
     base, second, third = np.array(colours, np.float32)[:, :, None, None]
     image = np.where(patch("smooth") > rng.uniform(-0.5, 0.5), base, second)
     image = np.where(patch("smooth") > rng.uniform(0.3, 1.2), third, image)
-    luma = patch("natural") * rng.uniform(10, 24) + patch("detail") * (3.5 * np.exp(rng.normal(0, 0.5)))
+    luma = patch("natural") * rng.uniform(8, 19) + patch("detail") * (2.5 * np.exp(rng.normal(0, 0.5)))
     if look is not None:
         luma += patch("striped", look.angle) * rng.uniform(22, 40)
     image += luma
-    chroma = patch("natural") * rng.uniform(2, 6)
+    chroma = patch("natural") * rng.uniform(1, 3)
     image[0] += chroma
     image[2] -= chroma
     return np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0))

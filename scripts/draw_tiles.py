@@ -28,8 +28,10 @@ def main() -> None:
     data = Path(files[0]).read_bytes() if files else make_jpeg(3, 1, plain=True)
     tiled = tile_jpeg(data)
     crop, left, top = crop_jpeg(tiled.data, tiled.index, BOX)
-    glue = parse_index(tiled.index).grid.mcu_width  # blank pixels on the crop's left
     part = Image.open(io.BytesIO(crop)).convert("RGB")
+    if part.width == tiled.width:
+        sys.exit(f"{files[0]}: so few bytes that all of a row is one tile")
+    glue = parse_index(tiled.index).grid.mcu_width  # blank pixels on the crop's left
     part = part.crop((glue, 0, part.width, part.height))
     sheet = draw(tiled, crop, part, (BOX[0] - left + glue, BOX[1] - top))
     sheet.quantize(160, dither=Image.Dither.NONE).save(output, optimize=True)

@@ -55,15 +55,17 @@ def make_odd_jpeg(
     fill: int = 0,
     wide_quants: bool = False,
     frame: int = 0xC0,
+    ac_at: int | None = None,
 ) -> bytes:
     """A sequential JPEG of random coefficients: any sampling, any scans, tables defined anew for every scan.
 
-    factors: (h, v) by component. fill: fill bytes before every marker.
+    factors: (h, v) by component. fill: fill bytes before every marker. ac_at: the only AC coefficient that
+    blocks have; it is 1, 0 or -1.
     """
     rng = np.random.default_rng(seed)
     h_max, v_max = max(h for h, _ in factors), max(v for _, v in factors)
     columns, rows = -(-width // (8 * h_max)), -(-height // (8 * v_max))
-    planes = [_random_blocks(rng, rows * v, columns * h) for h, v in factors]
+    planes = [_random_blocks(rng, rows * v, columns * h, ac_at) for h, v in factors]
 
     def marker(code: int, body: bytes = b"") -> bytes:
         return (
@@ -99,9 +101,12 @@ def make_odd_jpeg(
     return out + marker(0xD9)
 
 
-def _random_blocks(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+def _random_blocks(rng: np.random.Generator, rows: int, columns: int, ac_at: int | None) -> np.ndarray:
     blocks = np.zeros((rows, columns, 64), int)
     blocks[:, :, 0] = rng.integers(-60, 60, (rows, columns))
+    if ac_at is not None:
+        blocks[:, :, ac_at] = rng.integers(-1, 2, (rows, columns))
+        return blocks
     for _ in range(4):
         at = rng.integers(1, 64, (rows, columns, 1))
         np.put_along_axis(blocks, at, rng.integers(-9, 10, (rows, columns, 1)), 2)

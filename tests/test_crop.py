@@ -147,6 +147,21 @@ def test_extreme_images_are_cropped_exactly(kind, tile_width):
         assert_crop_is_exact(tiled, full, box, 1)
 
 
+@pytest.mark.parametrize("ac_at", range(1, 64))
+def test_images_of_a_single_ac_symbol_are_cropped_exactly(ac_at):
+    for factors in ([(1, 1)], [(1, 1), (1, 1), (1, 1)]):
+        jpeg = make_odd_jpeg(80, 40, factors, ac_at, ac_at=ac_at)
+        tiled, full = tile_jpeg(jpeg, 16), decode(jpeg)
+        for x in range(8, 64, 7):
+            assert_crop_is_exact(tiled, full, (x, 9, 15, 30), 1)
+
+
+def test_an_image_near_libjpegs_largest_is_kept_whole():
+    jpeg = encode(np.zeros((8, 65480), np.uint8))
+    tiled = tile_jpeg(jpeg)
+    assert crop_jpeg(tiled.data, tiled.index, (65000, 1, 100, 5)) == (tiled.data, 65000, 1)
+
+
 def test_windows_of_many_images_are_cut_out_together_as_alone():
     rng, windows, alone = np.random.default_rng(1), [], []
     files = [*EXTREMES.values(), *(make_odd_jpeg(67, 35, factors) for factors in FACTORS)]
@@ -157,7 +172,7 @@ def test_windows_of_many_images_are_cut_out_together_as_alone():
         windows.append(find_window(tiled.data, tiled.index, (*box, width, height)))
         alone.append(crop_jpeg(tiled.data, tiled.index, (*box, width, height))[0])
     assert [bytes(jpeg) for jpeg in cut_out(windows)] == [bytes(jpeg) for jpeg in alone]
-    assert cut_out([]) == []
+    assert cut_out([]) == [] and cut_out([None, windows[0], 7]) == [None, alone[0], 7]
 
 
 def test_a_crop_is_smaller_and_keeps_only_its_tiles():

@@ -150,9 +150,21 @@ def test_damage_is_an_error_and_never_pixels(damage, tiled):
 
 
 def test_a_box_outside_the_image_is_an_error():
-    for record in (file_record(make_jpeg(90, 70)), tiled_record(make_jpeg(90, 70))):
-        with pytest.raises(DecodeError, match="does not lie in"):
-            decode(record, (50, 0, 50, 70), 32)
+    jpeg = make_jpeg(90, 70)
+    for record in (file_record(jpeg), tiled_record(jpeg), raw_record(make_pixels(90, 70))):
+        for box in ((50, 0, 50, 70), (-1, 5, 20, 20), (5, -1, 20, 20), (5, 60, 20, 20), (5, 5, 0, 20)):
+            with pytest.raises(DecodeError, match="does not lie in"):
+                decode(record, box, 32)
+
+
+def test_pixels_in_another_order_of_memory_are_the_same():
+    pixels = make_pixels(50, 40)
+    grey = np.broadcast_to(pixels[:, :, :1], pixels.shape)
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).transpose(1, 2, 0)
+    for view in (planes, grey):
+        for flip in (False, True):
+            expected = decode(raw_record(view), (3, 5, 40, 30), 30, flip=flip)
+            assert torch.equal(decode(Record(view, 0), (3, 5, 40, 30), 30, flip=flip), expected)
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])

@@ -80,7 +80,6 @@ def refused() -> dict[str, tuple[bytes, str]]:
             replaced(plain, rb"\x08\0\x1e\0\x28", b"\x08\xf0\0\xf0\0"),
             "more blocks than bits",
         ),
-        "too wide": (replaced(plain, rb"\x08\0\x1e\0\x28", b"\x08\0\x1e\xff\xff"), "65535 x 30 px"),
         "rows left over": (replaced(plain, rb"\x08\0\x1e\0\x28", b"\x08\0\x10\0\x28"), "left over"),
         "no progressive end": (progressive[:last_scan] + b"\xff\xd9", "do not complete"),
         "no second scan": (two[: two.rindex(b"\xff\xc4\0\x1f")] + b"\xff\xd9", "no scan"),

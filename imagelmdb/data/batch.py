@@ -120,15 +120,14 @@ class BatchDataset(Dataset):
         self, crops: Crops, rows: Sequence[int], size: int, slot: int | None = None
     ) -> torch.Tensor:
         images = self._empty_images(len(rows), size, slot)
-        records, boxes = (
-            [crops.records[row] for row in rows],
-            [tuple(crops.boxes[row].tolist()) for row in rows],
-        )
-        flips = [bool(crops.flips[row]) for row in rows]
+        chosen = list(rows)
+        records = [crops.records[row] for row in chosen]
+        boxes = [tuple(box) for box in crops.boxes[chosen].tolist()]
+        flips = crops.flips[chosen].tolist()
         try:
             decode_batch(records, boxes, size, flips=flips, out=images, **self.decode_options)
         except DecodeError as error:
-            raise self.name_record(crops.indices[rows[error.row]], error) from error
+            raise self.name_record(crops.indices[chosen[error.row]], error) from error
         return images
 
     def _empty_images(self, count: int, size: int, slot: int | None) -> torch.Tensor:

@@ -25,6 +25,7 @@ from .encoded import EncodedBatch, EncodedDataset, make_blank_batch
 from .loader import Loader
 
 _USUAL_SIZE = (500, 375)  # px, of ImageNet's photos: for files, whose sizes are not known ahead
+_GLUE = 16  # px: a crop can be larger than its image by an MCU
 _OUT_OF_MEMORY = ("out of memory", "bad_alloc", "cudaerrormemoryallocation")  # in CUDA's and DALI's errors
 
 
@@ -131,7 +132,7 @@ class DaliLoader(Loader):
         usual, largest = _USUAL_SIZE, _USUAL_SIZE
         if sizes is not None:
             usual = tuple(np.ceil(sizes.mean(axis=0)).astype(int).tolist())
-            largest = tuple(sizes.max(axis=0).tolist())
+            largest = tuple((sizes.max(axis=0) + _GLUE).tolist())
         batch_size = len(self.sampler.positions(0))  # no step has more
         return _Pipeline(batch_size, self.size, usual, largest, self.device_id, self.options)
 

@@ -64,8 +64,7 @@ class EncodedDataset(Dataset):
         crops = self.dataset.read_crops(request)
         boxes = crops.boxes.astype(np.int32)
         found = [self._find(crops, row, boxes[row]) for row in range(len(crops.records))]
-        cut = iter(cut_out([part for part in found if isinstance(part, Window)]))
-        jpegs = [next(cut) if isinstance(part, Window) else part for part in found]
+        jpegs = cut_out(found)
         rows = [row for row, jpeg in enumerate(jpegs) if jpeg is None]
         for row in rows:
             jpegs[row], boxes[row] = _make_blank(8, 8), (0, 0, 8, 8)

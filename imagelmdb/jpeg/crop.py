@@ -2,7 +2,7 @@
 
     jpeg, left, top = crop_jpeg(tiled.data, tiled.index, (100, 50, 224, 224))
 
-    windows = [find_window(data, index, box) for data, index, box in ...]    # many at once cost half each
+    windows = [find_window(data, index, box) for data, index, box in ...]    # many at once are cheaper
     jpegs = cut_out(windows)
 
 No numba here: training runs this for every sample. A crop's rows are runs of tiles; glue.py joins them.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from imagelmdb.jpeg.glue import Runs, join_runs
@@ -58,7 +58,7 @@ def find_window(
     head = bytearray(data[: grid.header_length])
     if len(data) != grid.length or crc32(head) != grid.header_crc:
         raise JPEGError("a damaged header, or the tile index of another image")
-    if not grid.tile_mcus:
+    if not grid.tiles:
         return Window(data, None, left, top)
     tile_width, tiles = grid.mcu_width * grid.tile_mcus, grid.tiles
     x0, x1 = _reach(left, width, grid.width, grid.margin_x * scale)
@@ -69,22 +69,22 @@ def find_window(
     if last - first == tiles - 1 or left < grid.margin_x * scale:
         # Whole rows are one run. Beside subsampled chroma no glue may replace the image's own edge.
         x0, x1 = 0, grid.width
-        runs = row * tiles, behind * tiles, 0, 1, grid.columns if row else 0
+        runs = row * tiles, behind * tiles, 1, grid.columns if row else 0
         y0 -= grid.mcu_height if row else 0
     else:
         x0 = first * tile_width - grid.mcu_width
         x1 = grid.width if last == tiles - 1 else (last + 1) * tile_width
-        runs = row * tiles + first, row * tiles + last + 1, tiles, behind - row, 1
+        runs = row * tiles + first, row * tiles + last + 1, behind - row, 1
     _SIZE.pack_into(head, grid.size_at, y1 - y0, x1 - x0)
-    return Window(head, Runs(found, data[grid.header_length :], *runs), left - x0, top - y0)
+    return Window(head, Runs(found, data[grid.header_length :], tiles, *runs), left - x0, top - y0)
 
 
-def cut_out(windows: Sequence[Window]) -> list[bytes | memoryview]:
-    """The JPEGs of the windows."""
+def cut_out(parts: Sequence[Any]) -> list[Any]:
+    """The JPEGs of all windows; what is no window stays as it is."""
+    windows = [part for part in parts if isinstance(part, Window)]
     joined = iter(join_runs([window.runs for window in windows if window.runs]))
-    return [
-        b"".join((window.head, *next(joined), _EOI)) if window.runs else window.head for window in windows
-    ]
+    jpegs = iter([b"".join((w.head, *next(joined), _EOI)) if w.runs else w.head for w in windows])
+    return [next(jpegs) if isinstance(part, Window) else part for part in parts]
 
 
 def _reach(start: int, size: int, full: int, margin: int) -> tuple[int, int]:

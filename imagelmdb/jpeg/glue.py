@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagelmdb.jpeg.index import DC_SIZES, EOB, FILLER, ROWS_AT, Index
+from imagelmdb.jpeg.index import CODES_BYTES, DC_SIZES, EOB, FILLER, ITEMS_AT, Index
 
 _WORD = 62  # bits that int64 surely holds
 _MASKS = (1 << np.arange(_WORD + 1)) - 1
@@ -23,15 +23,15 @@ _PAIRS = np.array((0, 1, 1))  # of Huffman tables, by component
 
 
 class Runs(NamedTuple):
-    """The runs of one crop: the tiles from begin + i * step up to end + i * step, for i < count."""
+    """The runs of one crop: the tiles from begin + i * row_tiles up to end + i * row_tiles, for i < count."""
 
     index: Index
     body: memoryview  # the entropy-coded bytes of the image
+    row_tiles: int
     begin: int
     end: int
-    step: int
     count: int
-    before: int  # MCUs of glue before the first run; 0: none, for that begins the image
+    blanks: int  # MCUs of glue before the first run; 0: none, for that begins the image
 
 
 class Edges(NamedTuple):
@@ -86,21 +86,21 @@ def join_runs(crops: Sequence[Runs]) -> list[list[bytes | memoryview]]:
     fill = filler.times(-known * filler.lengths & 7)  # odd lengths are their own inverses modulo 8
     left = before.then(steps[0]).then(fill).then(closings[0])
     right = steps[1].then(closings[1]).then(steps[2]).then(closings[2]).then(heads)
-    glue = [_pack(a << n | b, m + n) for a, m, b, n in zip(*_lists(*left, *right), strict=True)]
+    glue = _pack_all(left, right)
 
     # The byte in which a run begins went to the glue, and with an FF its stuffed 00
     starts = edges.at[0] + (edges.bits[0] > 0) * (1 + (edges.bytes[0] == 0xFF))
     starts, ends = _lists(starts, edges.at[1])
     last = tails.of(stops - 1)
     padding = -last.lengths & 7
-    closing = zip(*_lists((last.numbers + 1 << padding) - 1, last.lengths + padding), strict=True)
+    endings = zip(*_lists((last.numbers + 1 << padding) - 1, last.lengths + padding), strict=True)
     parts = []
     for (crop, a, b), blank in zip(ranges, blanks, strict=True):
         both = [b""] * (2 * crop.count + 2)
-        if crop.before:
+        if crop.blanks:
             both[0], both[1:-1:2] = _pack_string(blank[: len(blank) & ~7]), glue[a:b]
         both[2:-1:2] = [crop.body[start:end] for start, end in zip(starts[a:b], ends[a:b], strict=True)]
-        both[-1] = _pack(*next(closing))
+        both[-1] = _pack(*next(endings))
         parts.append(both)
     return parts
 
@@ -111,33 +111,24 @@ def _find_edges(
     """(edges, codes [crop, pair of tables, 14], least DC coefficient [component, crop])."""
     crops = [crop for crop, *_ in ranges]
     data = b"".join([crop.index.data for crop in crops])
-    words, uints = (
-        np.ndarray(len(data) + 1 - size, kind, data, strides=(1,)) for size, kind in ((8, "<i8"), (4, "<u4"))
+    words, codes = (
+        np.ndarray(len(data) + 1 - size, kind, data, strides=(1,))  # from every byte on
+        for size, kind in ((8, "<i8"), (4, "<u4"))
     )
     offsets = np.cumsum([0, *(len(crop.index.data) for crop in crops[:-1])])
     scalars = np.array(
         [
-            (
-                crop.begin,
-                crop.end,
-                crop.step,
-                crop.index.grid.tiles,
-                crop.index.items_at,
-                crop.index.codes_at,
-                *crop.index.widths,
-                *crop.index.least,
-            )
+            (*crop[2:5], crop.index.codes_at, crop.index.pace, *crop.index.widths, *crop.index.least)
             for crop in crops
         ]
     )
-    begin, end, step, row_tiles, items_at, codes_at, *widths = scalars[:, :10].T
-    codes = uints[(offsets + codes_at)[:, None] + np.arange(0, 8 * (FILLER + 1), 4)].astype(np.int64)
-    tiles = np.array((begin, end))[:, owner] + step[owner] * (np.arange(owner.size) - firsts[owner])
+    row_tiles, begin, end, codes_at, pace, *widths = scalars[:, :9].T
+    least = scalars[:, 9:].T
+    codes = codes[(offsets + codes_at)[:, None] + np.arange(0, CODES_BYTES, 4)].astype(np.int64)
+    tiles = np.array((begin, end))[:, owner] + row_tiles[owner] * (np.arange(owner.size) - firsts[owner])
     bit = tiles * sum(widths)[owner]
-    items = words[(offsets + items_at)[owner] + (bit >> 3)] >> (bit & 7)
-    positions = uints[(offsets + ROWS_AT)[owner] + 4 * (tiles // row_tiles[owner])] + (
-        items & _MASKS[widths[0]][owner]
-    )
+    items = words[(offsets + ITEMS_AT)[owner] + (bit >> 3)] >> (bit & 7)
+    positions = (items & _MASKS[widths[0]][owner]) + least[0][owner] + tiles * pace[owner]
     dc, shift = np.empty((3, *tiles.shape), np.int64), 0
     for component, before, width in zip(dc, widths, widths[1:], strict=False):
         shift = shift + before
@@ -146,7 +137,7 @@ def _find_edges(
     edge_bytes = np.empty_like(at)
     for crop, a, b in ranges:
         edge_bytes[:, a:b] = np.frombuffer(crop.body, np.uint8)[at[:, a:b]]
-    return Edges(at, positions & 7, edge_bytes, dc), codes.reshape(-1, 2, FILLER + 1), scalars[:, 10:].T
+    return Edges(at, positions & 7, edge_bytes, dc), codes.reshape(-1, 2, FILLER + 1), least[1:]
 
 
 def _follow(tails: Bits, firsts: np.ndarray, starts: list[str]) -> Bits:
@@ -159,11 +150,11 @@ def _follow(tails: Bits, firsts: np.ndarray, starts: list[str]) -> Bits:
 
 def _spell_blanks(crop: Runs, codes: np.ndarray) -> str:
     """All blank MCUs before the first run but the last one."""
-    if crop.before < 2:
+    if crop.blanks < 2:
         return ""
     first, *others = crop.index.grid.blocks
     pairs = [[format(code >> 8, f"0{code & 0xFF}b") for code in (row[0], row[EOB])] for row in codes.tolist()]
-    return ("".join(pairs[0]) * first + "".join(pairs[1]) * sum(others)) * (crop.before - 1)
+    return ("".join(pairs[0]) * first + "".join(pairs[1]) * sum(others)) * (crop.blanks - 1)
 
 
 def _spell_steps(
@@ -196,6 +187,21 @@ def _spell(codes: np.ndarray) -> Bits:
 def _hold(numbers: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The numbers as a type that holds this many bits."""
     return numbers.astype(object) if lengths.max() > _WORD else numbers
+
+
+def _pack_all(left: Bits, right: Bits) -> list[bytes]:
+    """_pack(left then right), of each."""
+    if left.numbers.dtype == right.numbers.dtype == np.int64:
+        words = np.empty((left.numbers.size, 2), ">u8")
+        words[:, 0] = left.numbers >> np.minimum(64 - right.lengths, 63)
+        words[:, 1] = left.numbers << right.lengths | right.numbers
+        data, stops = words.tobytes(), np.arange(16, 16 * len(words) + 1, 16)
+        starts = stops - (left.lengths + right.lengths >> 3)
+        packed = [data[start:stop] for start, stop in zip(*_lists(starts, stops), strict=True)]
+        for row in np.flatnonzero((words.view(np.uint8) == 0xFF).any(1)).tolist():
+            packed[row] = packed[row].replace(b"\xff", b"\xff\0")
+        return packed
+    return [_pack(a << n | b, m + n) for a, m, b, n in zip(*_lists(*left, *right), strict=True)]
 
 
 def _pack(number: int, length: int) -> bytes:

@@ -22,6 +22,11 @@ BLOCK_END = 128  # how far EOB advances: past any coefficient
 
 DC, AC, PROGRESSIVE_AC = 0, 1, 2  # which symbols a table may hold
 
+# libjpeg-turbo looks codes of up to 8 bits up and reads longer ones bit by bit. So the rarest symbols, one in
+# RARE of all, share a prefix, and all others get 8 bits at most.
+FAST_BITS, RARE = 8, 200
+_RESERVED, _PREFIX = 256, 257  # no symbols: the code of ones only, and the prefix
+
 
 def make_lookup(table: HuffmanTable, kind: int, output_table: int) -> np.ndarray:
     """One row of uint32: the look-up table and, behind it, what finds codes longer than LOOKUP_BITS.
@@ -78,17 +83,47 @@ def find_code(lookups, row, accumulator):
 
 @jit
 def optimal_table(histogram, table, counts, symbols):
-    """Code lengths for one table (ITU T.81, annex K.2): at most 16 bits, no code of ones only.
+    """Code lengths for one table: at most 16 bits, no code of ones only, and few of more than FAST_BITS.
 
     Fills counts[1..16] and symbols, returns the number of symbols.
     """
-    frequency = np.zeros(257, np.int64)
+    frequency = np.zeros(258, np.int64)
     frequency[:256] = histogram[table * 256 : table * 256 + 256]
-    frequency[256] = 1  # the reserved code: it ends up as the longest, all ones
+    frequency[_RESERVED] = 1
+    lengths = _code_lengths(frequency, 16)
+    if lengths.max() > FAST_BITS:
+        rare, common = np.zeros(258, np.int64), frequency.copy()
+        for i in np.argsort(-frequency)[::-1]:
+            if rare.sum() + frequency[i] > frequency.sum() // RARE:
+                break
+            rare[i], common[i] = frequency[i], 0
+        rare[_RESERVED], common[_RESERVED] = 1, 0
+        common[_PREFIX] = rare.sum()
+        short = _code_lengths(common, FAST_BITS)
+        prefix = short[_PREFIX]
+        long = _code_lengths(rare, 16 - prefix)
+        short[_PREFIX] = 0
+        if prefix + long[_RESERVED] >= short.max():
+            lengths = np.where(long > 0, prefix + long, short)
+    counts[:] = 0
+    found = 0
+    for length in range(1, 17):
+        for i in range(256):
+            if lengths[i] == length:
+                counts[length] += 1
+                symbols[found] = i
+                found += 1
+    return found
+
+
+@jit
+def _code_lengths(frequency, limit):
+    """By symbol, of those with a frequency (ITU T.81, annex K.2); the reserved symbol's is the longest."""
+    frequency = frequency.copy()
     used = np.flatnonzero(frequency)  # in order, the first `left` are still to be merged
     left = used.size
-    size = np.zeros(257, np.int64)
-    other = np.full(257, -1, np.int64)
+    size = np.zeros(258, np.int64)
+    other = np.full(258, -1, np.int64)
     while left > 1:
         low, second = used[0], used[1]
         if frequency[second] <= frequency[low]:
@@ -112,31 +147,30 @@ def optimal_table(histogram, table, counts, symbols):
         while other[second] >= 0:
             second = other[second]
             size[second] += 1
-    lengths = np.zeros(258, np.int64)
-    for i in range(257):
+    of_length = np.zeros(259, np.int64)
+    for i in range(258):
         if size[i] > 0:
-            lengths[size[i]] += 1
-    for i in range(257, 16, -1):
-        while lengths[i] > 0:  # move a pair up: its prefix takes one, a shorter code makes room for the other
+            of_length[size[i]] += 1
+    for i in range(258, limit, -1):
+        while (
+            of_length[i] > 0
+        ):  # move a pair up: its prefix takes one, a shorter code makes room for the other
             j = i - 2
-            while lengths[j] == 0:
+            while of_length[j] == 0:
                 j -= 1
-            lengths[i] -= 2
-            lengths[i - 1] += 1
-            lengths[j + 1] += 2
-            lengths[j] -= 1
-    longest = 16
-    while longest > 0 and lengths[longest] == 0:
-        longest -= 1
-    lengths[longest] -= 1  # the reserved code
-    counts[:17] = lengths[:17]
-    found = 0
-    for length in range(1, 258):
-        for i in range(256):
-            if size[i] == length:
-                symbols[found] = i
-                found += 1
-    return found
+            of_length[i] -= 2
+            of_length[i - 1] += 1
+            of_length[j + 1] += 2
+            of_length[j] -= 1
+    lengths, length = np.zeros(258, np.int64), 1
+    for merged in range(1, 259):
+        for i in range(258):
+            if size[i] == merged:
+                while of_length[length] == 0:
+                    length += 1
+                of_length[length] -= 1
+                lengths[i] = length
+    return lengths
 
 
 @jit

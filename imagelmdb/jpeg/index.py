@@ -4,10 +4,10 @@ No numba here: training reads it for every sample. Little-endian, one a record:
 
     CRC-32 of the rest
     version, the fields of Grid, those of Index that are numbers
-    and unless the image is but one tile:
-    uint32 by row of MCUs, and for the end of the last: the position of its first tile
-    bit by bit from the lowest on, by tile, row by row, and for the end of the last: its position less the
-        row's, and for every component the DC coefficient before it less the least
+    and where the image is cut:
+    bit by bit from the lowest on, an item for each tile, row by row, and one for the end: its position less
+        pace * its number less the least of that, and by component the DC coefficient before it less the least
+        (the end's is unused)
     uint32 by pair of Huffman tables (the first component's, the others'): code << 8 | its bits, of the DC
         sizes 0 to 11, of EOB, and the first pair's filler: an AC symbol with its extra bits, an odd number in
         all
@@ -28,12 +28,12 @@ from imagelmdb.jpeg.markers import JPEGError
 
 INDEX_VERSION = 3
 DC_SIZES = 12  # the bits of a DC difference of 8-bit samples: 0 to 11
-EOB, FILLER = DC_SIZES, DC_SIZES + 1  # behind them
+EOB, FILLER = DC_SIZES, DC_SIZES + 1  # what follows their codes
 _CRC = struct.Struct("<I")
-_HEAD = struct.Struct("<B7B4H3I4B3h")
-ROWS_AT = _CRC.size + _HEAD.size
-_MAX_WIDTH = 57  # bits of an item: with up to 7 before them they are in 8 bytes
+_HEAD = struct.Struct("<B7B5H3I4BQq3h")
+ITEMS_AT = _CRC.size + _HEAD.size
 CODES_BYTES = 4 * 2 * (FILLER + 1)
+_MAX_WIDTH = 57  # bits of an item: with up to 7 before them they lie in 8 bytes
 
 
 class Grid(NamedTuple):
@@ -44,7 +44,8 @@ class Grid(NamedTuple):
     margin_x: int  # px: one sample of the coarsest component, 0 where none is subsampled
     margin_y: int
     blocks: tuple[int, int, int]  # of an MCU by component; a grey image has one
-    tile_mcus: int  # 0: the image is not cut
+    tile_mcus: int
+    tiles: int  # of a row; 0: the image is not cut
     width: int  # the image, px
     height: int
     size_at: int  # where SOF keeps the height and the width
@@ -59,65 +60,55 @@ class Grid(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """Of MCUs."""
         return -(-self.height // self.mcu_height)
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of a row."""
-        return (
-            count_tiles(self.columns, self.tile_mcus, least_mcus(sum(self.blocks))) if self.tile_mcus else 0
-        )
 
 
 class Index(NamedTuple):
-    """An index that is sound, and where in `data` its parts are."""
+    """An index that is sound."""
 
     data: bytes
     grid: Grid
     widths: tuple[int, int, int, int]  # bits of an item's fields
-    least: tuple[int, int, int]  # DC coefficient by component
-    items_at: int
+    pace: int  # bits a tile
+    least: tuple[int, int, int, int]  # of the fields
     codes_at: int
 
 
-def least_mcus(blocks: int) -> int:
-    """MCUs of so many blocks that have 8 bits at least: two tiles never begin in the same byte."""
-    return -(-4 // blocks)
-
-
-def count_tiles(columns: int, tile_mcus: int, least: int) -> int:
-    return max(columns - least, 0) // tile_mcus + 1
-
-
 def make_index(grid: Grid, codes: np.ndarray, positions: np.ndarray, dc: np.ndarray) -> bytes:
-    """codes [2, 14]. positions: of all tiles and the end. dc: by tile and component, what is before it."""
-    least = dc.min(0)
-    rows = positions[:: grid.tiles] if grid.tile_mcus else positions[:0]
-    within = positions - (np.repeat(rows, grid.tiles)[: positions.size] if grid.tile_mcus else 0)
-    fields = [within, *np.append(dc - least, dc[-1:] - least, axis=0).T]
-    widths = [int(field.max()).bit_length() for field in fields]
-    if sum(widths) > _MAX_WIDTH or positions[-1] >> 32:
-        raise JPEGError(f"a row of {within.max() >> 3} bytes, more than a tile index can hold")
-    bits = [field[:, None] >> np.arange(width) & 1 for field, width in zip(fields, widths, strict=True)]
-    items = np.packbits(np.concatenate(bits, 1).astype(np.uint8), bitorder="little")
-    numbers = *grid[:4], *grid.blocks, *grid[5:], *[*widths, 0, 0][:4], *[*least, 0, 0][:3]
-    head = _HEAD.pack(INDEX_VERSION, *numbers)
-    tail = (rows.astype("<u4"), items, codes.astype("<u4")) if grid.tile_mcus else ()
-    body = b"".join((head, *(array.tobytes() for array in tail)))
+    """codes [2, 14]. positions: of all tiles and the end. dc: by tile and component, what is before it.
+
+    An image whose items would be too long (some 50 MB of noise) is not cut.
+    """
+    pace = int(positions[-1]) // max(positions.size - 1, 1)
+    fields = np.column_stack((positions - pace * np.arange(positions.size), np.append(dc, dc[-1:], axis=0)))
+    least = fields.min(0)
+    widths = [int(spread).bit_length() for spread in fields.max(0) - least]
+    if sum(widths) > _MAX_WIDTH:
+        grid = grid._replace(tiles=0)
+    missing = (0,) * (4 - len(widths))
+    numbers = *grid[:4], *grid.blocks, *grid[5:], *widths, *missing, pace, *least.tolist(), *missing
+    body = _HEAD.pack(INDEX_VERSION, *numbers)
+    if grid.tiles:
+        bits = [
+            field[:, None] >> np.arange(width) & 1
+            for field, width in zip((fields - least).T, widths, strict=True)
+        ]
+        items = np.packbits(np.concatenate(bits, 1).astype(np.uint8), bitorder="little")
+        body += items.tobytes() + codes.astype("<u4").tobytes()
     return _CRC.pack(crc32(body)) + body
 
 
 def parse_index(index: bytes) -> Index:
     """JPEGError where the index is damaged."""
-    if len(index) < ROWS_AT:
+    if len(index) < ITEMS_AT:
         raise JPEGError("a damaged tile index" if index else "no tile index")
     version, *fields = _HEAD.unpack_from(index, _CRC.size)
     if _CRC.unpack_from(index)[0] != crc32(memoryview(index)[_CRC.size :]):
         raise JPEGError("a damaged tile index")
     if version != INDEX_VERSION:
-        raise JPEGError(f"tile index of version {version}, and this release reads version {INDEX_VERSION}")
-    grid = Grid(*fields[:4], tuple(fields[4:7]), *fields[7:14])
-    codes_at = len(index) - CODES_BYTES
-    return Index(
-        index, grid, tuple(fields[14:18]), tuple(fields[18:21]), ROWS_AT + 4 * (grid.rows + 1), codes_at
-    )
+        raise JPEGError(
+            f"tile index of version {version}, this release reads version {INDEX_VERSION}: convert anew"
+        )
+    grid = Grid(*fields[:4], tuple(fields[4:7]), *fields[7:15])
+    return Index(index, grid, tuple(fields[15:19]), fields[19], tuple(fields[20:]), len(index) - CODES_BYTES)

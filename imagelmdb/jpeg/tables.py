@@ -7,22 +7,23 @@ from typing import NamedTuple
 import numpy as np
 
 from imagelmdb.jpeg import huffman
-from imagelmdb.jpeg.index import DC_SIZES, EOB, FILLER
+from imagelmdb.jpeg.index import DC_SIZES, FILLER
 from imagelmdb.jpeg.markers import HuffmanTable, JPEGError
 from imagelmdb.jpeg.scans import Tokens
 
 _EOB_SYMBOL = 0
-_FILLERS = np.array([run << 4 | size for size in (1, 2, 3) for run in range(9)])  # 7 of them fit into a block
+# 7 of them leave room in a block: a full one has no EOB
+_FILLERS = np.array([run << 4 | size for size in (1, 2, 3) for run in range(8)])
 
 
 class Tables(NamedTuple):
     huffman: list[HuffmanTable]  # DC, AC, and where there are other components, DC and AC of those
     codes: np.ndarray  # as huffman.fill_codes leaves them
-    kept: np.ndarray  # those for an index, see index.py
+    glue_codes: np.ndarray  # those that an index holds, see index.py
 
 
 def make_tables(tokens: Tokens) -> Tables:
-    """Optimal, but for what glue needs (see crop.py): a code for every DC difference that can lie between two
+    """Optimal, but for what glue needs (see glue.py): a code for every DC difference that can lie between two
     tiles, EOB, and an AC symbol that takes an odd number of bits, to fill up any number of them with."""
     components = tokens.predictions.shape[1]
     histogram = tokens.histogram[: 512 * min(components, 2)].copy()
@@ -43,9 +44,9 @@ def make_tables(tokens: Tokens) -> Tables:
         pairs[0, 1, symbol] += 1  # few symbols, and none will do: with one more the lengths are others
     else:
         raise JPEGError("no AC symbol takes an odd number of bits")
-    kept = np.array([_keep(codes[start : start + 512].tolist()) for start in (0, 512)], np.uint32)
-    kept[0, FILLER] = odd[(odd & np.uint64(0xFF)).argmin()]
-    return Tables(tables, codes, kept)
+    glue_codes = np.array([_pick(codes[start : start + 512].tolist()) for start in (0, 512)], np.uint32)
+    glue_codes[0, FILLER] = odd[(odd & np.uint64(0xFF)).argmin()]
+    return Tables(tables, codes, glue_codes)
 
 
 def _optimise(histogram: np.ndarray) -> tuple[list[HuffmanTable], np.ndarray]:
@@ -59,9 +60,10 @@ def _optimise(histogram: np.ndarray) -> tuple[list[HuffmanTable], np.ndarray]:
     return tables, codes
 
 
-def _keep(codes: list[int]) -> list[int]:
+def _pick(codes: list[int]) -> list[int]:
     """The codes for an index of a DC and an AC table; the filler is still missing."""
-    kept = [
-        (code >> 8 + size) << 8 | (code & 0xFF) - size for size, code in enumerate(codes[:DC_SIZES]) if code
+    dc = [
+        (code >> 8 + size) << 8 | (code & 0xFF) - size if code else 0
+        for size, code in enumerate(codes[:DC_SIZES])
     ]
-    return [*kept, *[0] * (EOB - len(kept)), codes[256 + _EOB_SYMBOL], 0]
+    return [*dc, codes[256 + _EOB_SYMBOL], 0]

@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from imagelmdb.jpeg import entropy
-from imagelmdb.jpeg.index import Grid, count_tiles, least_mcus, make_index
+from imagelmdb.jpeg.index import Grid, make_index
 from imagelmdb.jpeg.markers import (
     APP0,
     APP14,
@@ -27,7 +27,6 @@ from imagelmdb.jpeg.markers import (
     SOS,
     Header,
     HuffmanTable,
-    JPEGError,
     parse,
 )
 from imagelmdb.jpeg.scans import Layout, Tokens, borrow, make_layout, read_tokens
@@ -57,8 +56,8 @@ from imagelmdb.jpeg.tables import make_tables
 # with 130, 0.989 with 150 and 0.986 with 180.
 # 375 px at 4:4:4 are 47 MCUs, a prime: one tile a row, and a portrait's crop takes most of its width anyway.
 # (MCUs of two blocks a component would divide it, but few decoders were ever shown such factors.)
-TILE_BYTES = 170
-MAX_SIDE = 65500 - 32  # px: what libjpeg decodes, less an MCU of glue
+TILE_BYTES = 300
+_MAX_SIDE = 65500 - 32  # px: what libjpeg decodes, less an MCU of glue
 
 
 class Tiled(NamedTuple):
@@ -73,26 +72,27 @@ class Written(NamedTuple):
     size_at: int  # where the frame keeps its height
     body: bytes  # with EOI
     positions: np.ndarray  # of the tiles and of the end, see index.py
-    codes: np.ndarray  # for the index
+    glue_codes: np.ndarray  # for the index
 
 
 def tile_jpeg(data: bytes, tile_width: int | None = None) -> Tiled:
-    """Tiles one MCU high that divide a row, the narrowest that are tile_width px wide or hold TILE_BYTES.
+    """Tiles one MCU high, the narrowest that are tile_width px wide or hold TILE_BYTES of the original.
 
-    JPEGError says why a file cannot be re-coded.
+    The last of a row takes what is left over. An image that is too narrow for tiles, or too large for glue,
+    is not cut. JPEGError says why a file cannot be re-coded.
     """
     header = parse(data)
-    if max(header.width, header.height) > MAX_SIDE:
-        raise JPEGError(f"{header.width} x {header.height} px: crops of it could be too large for libjpeg")
     layout = make_layout(header)
     if tile_width is None:
         size = sum(scan.end - scan.start for scan in header.scans)
         tile_mcus = -(-TILE_BYTES * layout.columns * layout.rows // max(size, 1))
     else:
         tile_mcus = -(-tile_width // layout.mcu_width)
-    least = least_mcus(len(layout.slots))
+    least = -(-4 // len(layout.slots))  # blocks have 2 bits: no two tiles begin in the same byte
     tile_mcus = min(max(tile_mcus, least), layout.columns)
-    layout = layout._replace(tile_mcus=tile_mcus, row_tiles=count_tiles(layout.columns, tile_mcus, least))
+    row_tiles = max(layout.columns - least, 0) // tile_mcus + 1
+    is_cut = layout.columns >= least and max(header.width, header.height) <= _MAX_SIDE
+    layout = layout._replace(tile_mcus=tile_mcus, row_tiles=row_tiles)
     tokens = read_tokens(data, header, layout)
     written = write_jpeg(header, layout, tokens)
     blocks = *(part.h * part.v for part in header.components), 0, 0
@@ -101,7 +101,8 @@ def tile_jpeg(data: bytes, tile_width: int | None = None) -> Tiled:
         layout.mcu_height,
         *find_margins(header),
         blocks[:3],
-        tile_mcus if layout.columns >= least else 0,
+        tile_mcus,
+        row_tiles if is_cut else 0,
         header.width,
         header.height,
         written.size_at,
@@ -109,7 +110,7 @@ def tile_jpeg(data: bytes, tile_width: int | None = None) -> Tiled:
         crc32(written.head),
         len(written.head) + len(written.body),
     )
-    index = make_index(grid, written.codes, written.positions, tokens.predictions)
+    index = make_index(grid, written.glue_codes, written.positions, tokens.predictions)
     return Tiled(written.head + written.body, index, header.width, header.height)
 
 
@@ -122,7 +123,7 @@ def write_jpeg(header: Header, layout: Layout, tokens: Tokens) -> Written:
     blocks = len(layout.slots)
     cut = layout.columns * blocks, layout.row_tiles, layout.tile_mcus * blocks
     size = entropy.write_tokens(tokens.values, tokens.starts, *cut, tables.codes, out, positions)
-    return Written(head, size_at, out[:size].tobytes(), positions, tables.kept)
+    return Written(head, size_at, out[:size].tobytes(), positions, tables.glue_codes)
 
 
 def find_margins(header: Header) -> tuple[int, int]:

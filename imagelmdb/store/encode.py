@@ -88,22 +88,29 @@ def _read_size(data: bytes) -> tuple[int, int]:
 
 def _keep(data: bytes, how: Encoding) -> Encoded:
     try:
-        if how.tile:
-            tiled = tile_jpeg(data)
-            return Encoded(tiled.data, tiled.index, tiled.width, tiled.height, "")
-        return Encoded(data, b"", *check_whole(data), "")
+        return _recode(data, how)
     except JPEGError as error:
         reason = str(error)
     pixels = decode_image(data)  # raises where it is not just unusual but broken
     return _encode_pixels(pixels, how, REENCODE_QUALITY)._replace(note=reason)
 
 
+def _recode(data: bytes, how: Encoding) -> Encoded:
+    if how.tile:
+        tiled = tile_jpeg(data)
+        return Encoded(tiled.data, tiled.index, tiled.width, tiled.height, "")
+    return Encoded(data, b"", *check_whole(data), "")
+
+
 def _encode_pixels(pixels: Image.Image, how: Encoding, quality: int) -> Encoded:
     if how.encoding == "raw":
         return Encoded(np.asarray(pixels).tobytes(), b"", *pixels.size, "")
     subsampling = "444" if quality > 90 else "420"
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", subsampling)
-    return _keep(data, Encoding(tile=how.tile))
+    try:
+        data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", subsampling)
+        return _recode(data, how)
+    except ValueError as error:  # libjpeg's, of more px than it takes; JPEGError too
+        raise BadImageError(str(error)) from error
 
 
 def _shrink(image: Image.Image, max_size: int | None) -> Image.Image:
