@@ -22,7 +22,7 @@ from torchvision.datasets import ImageFolder
 from imagelmdb.errors import UserError
 from imagelmdb.sample import make_odd_files, make_tree
 from imagelmdb.store.convert import convert
-from imagelmdb.store.encode import Encoding, encode_image
+from imagelmdb.store.encode import BadImageError, Encoding, encode_image
 from imagelmdb.store.environment import open_environment
 from imagelmdb.store.format import JOURNAL_PREFIX, StoreError, UnfinishedStoreError
 from imagelmdb.store.info import describe
@@ -406,7 +406,7 @@ def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_store(tree, tmp_p
     duration = time.monotonic() - started
     code = (
         "import sys, imagelmdb.store.convert as c\n"
-        "from imagelmdb.store.encode import Encoding, encode_image\n"
+        "from imagelmdb.store.encode import BadImageError, Encoding, encode_image\n"
         "from imagelmdb.store.sources import open_source\n"
         "c._COMMIT_BYTES = 50_000\n"  # many transactions, so that kills fall into and between them
         f"encode_image(open({str(one)!r}, 'rb').read(), Encoding())\n"
@@ -474,3 +474,16 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_with_room(tree, tm
         assert verify(disk / "s", workers=0) == []
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_images_larger_than_libjpeg_takes_are_bad_and_those_just_below_are_stored():
+    def encode(width: int, kind: str) -> bytes:
+        out = io.BytesIO()
+        Image.new("RGB", (width, 4), "red").save(out, kind)
+        return out.getvalue()
+
+    for kind in ("JPEG", "PNG"):
+        stored = encode_image(encode(65480, kind), Encoding())
+        assert simplejpeg.decode_jpeg_header(stored.image)[:2] == (4, 65480)
+    with pytest.raises(BadImageError, match="Maximum supported image dimension"):
+        encode_image(encode(66000, "PNG"), Encoding())

@@ -211,7 +211,7 @@ def test_a_corrupt_record_stops_the_run_and_is_named(tree, tmp_path, workers):
     image, name = bytes(LMDBStore(path)[37].image), LMDBStore(path).name(37)
     data = bytearray(path.read_bytes())
     at = data.index(image) + len(image) // 2
-    data[at : at + 40] = bytes(40)
+    data[at : at + 512] = bytes(512)  # as a disk loses a sector
     damaged = tmp_path / "damaged.lmdb"
     damaged.write_bytes(data)
     with pytest.raises(DecodeError, match=rf"damaged.lmdb key 00000037 \(index 37, {name}\)") as caught:
