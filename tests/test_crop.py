@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from torchvision.io import decode_jpeg
 
 from imagelmdb.jpeg.crop import crop_jpeg, cut_out, find_window
-from imagelmdb.jpeg.index import parse_index
+from imagelmdb.jpeg.index import FILLER, INDEX_VERSION, make_index, parse_index
 from imagelmdb.jpeg.markers import JPEGError, parse, read_size
 from imagelmdb.jpeg.tile import tile_jpeg
 
@@ -118,13 +119,22 @@ def encode(pixels: np.ndarray, **options) -> bytes:
 
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 480, 3), np.uint8)
 STRIPES = np.repeat(np.repeat(np.array([[0, 255] * 30], np.uint8), 48, 0), 8, 1)
+LEVELS = np.repeat(np.random.default_rng(0).integers(50, 200, (6, 60)), 8, 1).repeat(8, 0)
+WAVES = np.cos((2 * np.arange(480) + 1) * np.arange(8)[:, None] * np.pi / 16)  # by frequency
+RUNS_OF_8 = 11 * WAVES[3, :48, None] + 15 * WAVES[3, :48, None] * WAVES[2]  # coefficients 9 and 18
+FULL_BLOCKS = 20 * WAVES[7, :48, None] * WAVES[7]  # coefficient 63
 EXTREMES = {
+    "all AC coefficients behind a run of 8": encode(
+        (LEVELS + RUNS_OF_8).astype(np.uint8), qtables=[[20] * 64]
+    ),
+    "no EOB": encode((LEVELS + FULL_BLOCKS).astype(np.uint8), qtables=[[20] * 64]),
     "thousands of tiles": make_jpeg(560, 600, subsampling=0, quality=30),
     "noise, where EOB is a long code": encode(NOISE, quality=100, subsampling=0),
     "subsampled noise": encode(NOISE, quality=100, subsampling=2),
     "grey noise": encode(NOISE[:, :, 0], quality=100),
     "one colour: two bits a block": encode(np.full((48, 200, 3), 77, np.uint8), subsampling=0),
     "one grey": encode(np.full((48, 200), 77, np.uint8)),
+    "one grey, three blocks wide": encode(np.full((48, 24), 77, np.uint8)),
     "black and white blocks: the largest DC differences": encode(STRIPES, quality=100),
     "the same in three components": encode(np.stack([STRIPES] * 3, 2), quality=100, subsampling=0),
     "a column of one MCU": encode(NOISE[:, :5], quality=90, subsampling=0),
@@ -160,6 +170,22 @@ def test_an_image_near_libjpegs_largest_is_kept_whole():
     jpeg = encode(np.zeros((8, 65480), np.uint8))
     tiled = tile_jpeg(jpeg)
     assert crop_jpeg(tiled.data, tiled.index, (65000, 1, 100, 5)) == (tiled.data, 65000, 1)
+
+
+@pytest.mark.parametrize("kind", EXTREMES)
+def test_a_crop_has_just_the_bits_of_its_blocks(kind):
+    tiled = tile_jpeg(EXTREMES[kind], 8)
+    columns = [(left, 0, 1, tiled.height) for left in range(0, tiled.width, 4)]
+    rows = [(0, top, tiled.width, 1) for top in range(0, tiled.height, 4)]
+    for box in columns + rows:
+        jpeg = crop_jpeg(tiled.data, tiled.index, box)[0]
+        tile_jpeg(bytes(jpeg))  # which refuses bits that are left over or missing
+
+
+def test_a_crop_of_all_is_the_image_itself():
+    for jpeg in EXTREMES.values():
+        tiled = tile_jpeg(jpeg, 8)
+        assert crop_jpeg(tiled.data, tiled.index, (0, 0, tiled.width, tiled.height)) == (tiled.data, 0, 0)
 
 
 def test_windows_of_many_images_are_cut_out_together_as_alone():
@@ -211,6 +237,32 @@ def test_a_damaged_or_foreign_index_is_refused():
             damaged[at] ^= flip
             with pytest.raises(JPEGError):
                 crop_jpeg(first.data, bytes(damaged), box)
+
+
+def test_an_image_other_than_the_indexs_is_refused():
+    tiled = tile_jpeg(make_jpeg(100, 80))
+    header = bytearray(tiled.data)
+    header[30] ^= 1
+    for data in (tiled.data[:-1], tiled.data + b"\0", bytes(header)):
+        with pytest.raises(JPEGError, match="another image"):
+            crop_jpeg(data, tiled.index, (10, 10, 20, 20))
+
+
+def test_an_index_of_another_version_is_refused_with_both_versions():
+    tiled = tile_jpeg(make_jpeg(100, 80))
+    body = bytes((INDEX_VERSION + 1,)) + tiled.index[5:]
+    message = f"version {INDEX_VERSION + 1}, .* version {INDEX_VERSION}"
+    with pytest.raises(JPEGError, match=message):
+        crop_jpeg(tiled.data, crc32(body).to_bytes(4, "little") + body, (10, 10, 20, 20))
+
+
+def test_an_image_whose_items_would_be_too_long_is_not_cut():
+    grid = parse_index(tile_jpeg(make_jpeg(4096, 8, subsampling=0), 64).index).grid
+    tiles = np.arange(grid.tiles + 1)
+    dc, codes = (tiles[:-1, None] % 2 * 2047).repeat(3, 1), np.zeros((2, FILLER + 1), np.uint32)
+    for bits, is_cut in ((1 << 24, True), (1 << 25, False)):  # of the half of the image that holds any
+        positions = np.minimum(tiles * bits, bits)
+        assert bool(parse_index(make_index(grid, codes, positions, dc)).grid.tiles) == is_cut
 
 
 def test_the_usual_index_takes_less_than_six_bytes_a_tile():

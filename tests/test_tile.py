@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jpegs import decode, make_jpeg
 
-from imagelmdb.jpeg.index import parse_index
+from imagelmdb.jpeg.index import DC_SIZES, FILLER, parse_index
 from imagelmdb.jpeg.markers import SOS, JPEGError, parse
+from imagelmdb.jpeg.scans import Tokens
+from imagelmdb.jpeg.tables import make_tables
 from imagelmdb.jpeg.tile import TILE_BYTES, tile_jpeg
 
 needs_jpegtran = pytest.mark.skipif(not shutil.which("jpegtran"), reason="jpegtran is the oracle here")
@@ -70,6 +72,23 @@ def test_a_tile_is_the_narrowest_part_of_a_row_that_is_worth_its_item(width, qua
     least = 2 if subsampling == 0 else 1  # MCUs that surely take a byte
     assert grid.tile_mcus == grid.columns or grid.tile_mcus * mcu_bytes >= TILE_BYTES
     assert grid.tile_mcus == least or (grid.tile_mcus - 1) * mcu_bytes < TILE_BYTES
+
+
+def test_a_filler_is_found_where_none_takes_an_odd_number_of_bits():
+    histogram = np.zeros((4, 256), np.int64)
+    histogram[0, :12] = 1
+    histogram[1, [run << 4 | size for run in range(16) for size in range(1, 11)]] = 1 << 12
+    histogram[1, [run << 4 | size for size in (1, 3) for run in range(8)]] = 1 << 15  # codes of 5 bits
+    histogram[1, [run << 4 | 2 for run in range(8)]] = 1 << 14  # of 6
+    tokens = Tokens(np.empty(0), np.empty(0), histogram.ravel(), np.zeros((1, 1), np.int64))
+    assert make_tables(tokens).glue_codes[0, FILLER] % 2 == 1
+
+
+def test_dc_coefficients_further_apart_than_a_difference_reaches_are_refused():
+    tokens = Tokens(np.empty(0), np.empty(0), np.zeros(1024, np.int64), np.array([[-1024], [1023]]))
+    assert all(make_tables(tokens).glue_codes[0, :DC_SIZES])
+    with pytest.raises(JPEGError, match="further apart"):
+        make_tables(tokens._replace(predictions=np.array([[-1024], [1024]])))
 
 
 @needs_jpegtran

@@ -88,11 +88,5 @@ def cut_out(parts: Sequence[Any]) -> list[Any]:
 
 
 def _reach(start: int, size: int, full: int, margin: int) -> tuple[int, int]:
-    """The box and its margins.
-
-    libjpeg drops its smooth upsampling where chroma is only 1 or 2 samples wide: the crop stays wider.
-    """
-    end = min(start + size + margin, full)
-    start = max(start - margin, 0)
-    end = min(max(end, start + 2 * margin + 1), full)
-    return max(min(start, end - 2 * margin - 1), 0), end
+    """The box and its margins."""
+    return max(start - margin, 0), min(start + size + margin, full)

@@ -41,7 +41,7 @@ def make_tables(tokens: Tokens) -> Tables:
         odd = fillers[fillers & np.uint64(1) == 1]
         if odd.size:
             break
-        pairs[0, 1, symbol] += 1  # few symbols, and none will do: with one more the lengths are others
+        pairs[0, 1, symbol] = max(2 * pairs[0, 1, symbol], 1)  # its length and others change
     else:
         raise JPEGError("no AC symbol takes an odd number of bits")
     glue_codes = np.array([_pick(codes[start : start + 512].tolist()) for start in (0, 512)], np.uint32)
