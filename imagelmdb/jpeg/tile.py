@@ -75,8 +75,8 @@ class Written(NamedTuple):
     glue_codes: np.ndarray  # for the index
 
 
-def tile_jpeg(data: bytes, tile_width: int | None = None) -> Tiled:
-    """Tiles one MCU high, the narrowest that are tile_width px wide or hold TILE_BYTES of the original.
+def tile_jpeg(data: bytes, tile_width: int | None = None, *, tile_bytes: int = TILE_BYTES) -> Tiled:
+    """Tiles one MCU high, the narrowest that are tile_width px wide or hold tile_bytes of the original.
 
     The last of a row takes what is left over. An image that is too narrow for tiles, or too large for glue,
     is not cut. JPEGError says why a file cannot be re-coded.
@@ -85,7 +85,7 @@ def tile_jpeg(data: bytes, tile_width: int | None = None) -> Tiled:
     layout = make_layout(header)
     if tile_width is None:
         size = sum(scan.end - scan.start for scan in header.scans)
-        tile_mcus = -(-TILE_BYTES * layout.columns * layout.rows // max(size, 1))
+        tile_mcus = -(-tile_bytes * layout.columns * layout.rows // max(size, 1))
     else:
         tile_mcus = -(-tile_width // layout.mcu_width)
     least = -(-4 // len(layout.slots))  # blocks have 2 bits: no two tiles begin in the same byte

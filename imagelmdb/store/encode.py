@@ -20,11 +20,12 @@ from PIL import Image
 
 from imagelmdb.errors import UserError
 from imagelmdb.jpeg.markers import JPEGError, check_whole, read_size
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.tile import TILE_BYTES, tile_jpeg
 
 # What cannot be kept losslessly (CMYK, PNG, arithmetic coding) becomes a JPEG without chroma subsampling.
 REENCODE_QUALITY = 98
 SHRUNK_QUALITY = 90
+REENCODED_TILE_BYTES = 200  # 48 px at q90, 4:2:0: 0.6 % more bytes than at 300, 4 % faster crops
 
 # Two files of ImageNet have 2 stray bytes before a marker; damage left 29 or more in 91 trials.
 _HARMLESS_JUNK_BYTES = 8
@@ -88,16 +89,16 @@ def _read_size(data: bytes) -> tuple[int, int]:
 
 def _keep(data: bytes, how: Encoding) -> Encoded:
     try:
-        return _recode(data, how)
+        return _recode(data, how, TILE_BYTES)
     except JPEGError as error:
         reason = str(error)
     pixels = decode_image(data)  # raises where it is not just unusual but broken
     return _encode_pixels(pixels, how, REENCODE_QUALITY)._replace(note=reason)
 
 
-def _recode(data: bytes, how: Encoding) -> Encoded:
+def _recode(data: bytes, how: Encoding, tile_bytes: int) -> Encoded:
     if how.tile:
-        tiled = tile_jpeg(data)
+        tiled = tile_jpeg(data, tile_bytes=tile_bytes)
         return Encoded(tiled.data, tiled.index, tiled.width, tiled.height, "")
     return Encoded(data, b"", *check_whole(data), "")
 
@@ -108,7 +109,7 @@ def _encode_pixels(pixels: Image.Image, how: Encoding, quality: int) -> Encoded:
     subsampling = "444" if quality > 90 else "420"
     try:
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", subsampling)
-        return _recode(data, how)
+        return _recode(data, how, REENCODED_TILE_BYTES)
     except ValueError as error:  # libjpeg's, of more px than it takes; JPEGError too
         raise BadImageError(str(error)) from error
 
