@@ -33,29 +33,33 @@ from imagelmdb.jpeg.scans import Layout, Tokens, borrow, make_layout, read_token
 from imagelmdb.jpeg.tables import make_tables
 
 # Measured with photo-like images, 4:4:4 at q96 and 4:2:0 at q90: bytes of the original a tile, size with
-# index against the original, bytes of a RandomResizedCrop against it, ms of CPU to slice and decode that.
+# index against the original, bytes of a RandomResizedCrop against it, and how many times as fast as to decode
+# the whole it is to cut that out and decode it.
 #
-#                  4:4:4: tile  bytes  size   crop    ms    4:2:0: tile  bytes  size   crop    ms
-#     500x375           24 px    133  1.010  0.505  0.89         32 px    157  1.012  0.542  0.49
-#     (decoded whole:   56 px    310  0.990  0.543  0.92         64 px    314  0.999  0.584  0.52
-#     1.34 and          72 px    399  0.986  0.569  0.97        128 px    628  0.991  0.646  0.58
-#     0.72 ms)             row   2794  0.975  0.740  1.21           row   2512  0.985  0.769  0.70
-#     500x333           24 px    133  1.010  0.445  0.71         32 px    161  1.011  0.481  0.38
-#                       56 px    311  0.990  0.478  0.73         64 px    321  0.997  0.517  0.44
-#                       72 px    400  0.986  0.513  0.78        128 px    642  0.990  0.583  0.47
-#                          row   2801  0.975  0.740  1.07           row   2570  0.985  0.777  0.62
-#     333x500           16 px     89  1.027  0.439  0.69         16 px     80  1.037  0.464  0.40
-#                       24 px    133  1.010  0.441  0.68         48 px    240  1.003  0.487  0.40
-#                       48 px    266  0.993  0.463  0.70        112 px    560  0.992  0.513  0.41
-#                          row   1859  0.976  0.515  0.76           row   1679  0.986  0.540  0.43
-#     375x500              row   2085  0.976  0.572  0.98         32 px    157  1.013  0.520  0.45
-#                                                                 64 px    315  0.999  0.541  0.48
+#                4:4:4: tile  bytes  size   crop  times    4:2:0: tile  bytes  size   crop  times
+#     500x375         24 px    124  1.027  0.443   1.85          32 px    139  1.024  0.474   1.53
+#                     48 px    237  1.005  0.470   1.75          48 px    202  1.013  0.490   1.54
+#                     64 px    326  0.999  0.499   1.64          64 px    278  1.006  0.517   1.43
+#                     96 px    435  0.995  0.515   1.57          96 px    371  1.002  0.540   1.40
+#                       row   2609  0.984  0.716   1.25            row   2225  0.991  0.739   1.20
+#     500x333         24 px    123  1.025  0.410   1.93          32 px    142  1.022  0.441   1.52
+#                     48 px    235  1.004  0.437   1.89          48 px    206  1.012  0.461   1.61
+#                     64 px    324  0.998  0.459   1.73          64 px    284  1.005  0.488   1.41
+#                     96 px    432  0.994  0.504   1.66          96 px    378  1.001  0.527   1.32
+#                       row   2590  0.983  0.716   1.26            row   2269  0.991  0.750   1.12
+#     333x500         24 px    125  1.024  0.349   2.03          32 px    138  1.022  0.389   1.63
+#                     48 px    249  1.002  0.373   1.92          48 px    216  1.010  0.407   1.68
+#                     64 px    291  0.999  0.380   1.88          64 px    252  1.007  0.415   1.58
+#                     96 px    436  0.992  0.399   1.88          96 px    379  1.000  0.435   1.60
+#                       row   1745  0.983  0.443   1.77            row   1514  0.991  0.481   1.57
+#     375x500         24 px    117  1.029  0.374   1.86          32 px    138  1.023  0.411   1.53
+#                     48 px    233  1.006  0.408   1.86          48 px    207  1.011  0.438   1.56
+#                     64 px    311  1.000  0.421   1.70          64 px    276  1.006  0.446   1.53
+#                     96 px    467  0.994  0.448   1.74          96 px    414  1.000  0.474   1.55
+#                       row   1867  0.985  0.499   1.59            row   1658  0.991  0.529   1.45
 #
-# A tile costs 4 to 5 bytes, so what a tile holds decides, not its width. In ImageNet's mix of sizes (160
-# images, 4:4:4) the whole set is 1.000 of the originals with at least 100 bytes a tile, 0.999 with 120, 0.996
-# with 130, 0.989 with 150 and 0.986 with 180.
-# 375 px at 4:4:4 are 47 MCUs, a prime: one tile a row, and a portrait's crop takes most of its width anyway.
-# (MCUs of two blocks a component would divide it, but few decoders were ever shown such factors.)
+# A tile costs 5 to 6 bytes of index, so what it holds decides, not its width. With 300 bytes a store of 4:4:4
+# photos is as large as the files, and its crops take 1 or 2 % longer than with 200.
 TILE_BYTES = 300
 _MAX_SIDE = 65500 - 32  # px: what libjpeg decodes, less an MCU of glue
 
