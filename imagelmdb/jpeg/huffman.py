@@ -93,8 +93,10 @@ def optimal_table(histogram, table, counts, symbols):
     lengths = _code_lengths(frequency, 16)
     if lengths.max() > FAST_BITS:
         rare, common = np.zeros(258, np.int64), frequency.copy()
-        for i in np.argsort(-frequency)[::-1]:
-            if rare.sum() + frequency[i] > frequency.sum() // RARE:
+        left = frequency.sum() // RARE
+        for i in np.argsort(frequency):
+            left -= frequency[i]
+            if left < 0:
                 break
             rare[i], common[i] = frequency[i], 0
         rare[_RESERVED], common[_RESERVED] = 1, 0
@@ -118,43 +120,28 @@ def optimal_table(histogram, table, counts, symbols):
 
 @jit
 def _code_lengths(frequency, limit):
-    """By symbol, of those with a frequency (ITU T.81, annex K.2); the reserved symbol's is the longest."""
-    frequency = frequency.copy()
-    used = np.flatnonzero(frequency)  # in order, the first `left` are still to be merged
-    left = used.size
-    size = np.zeros(258, np.int64)
-    other = np.full(258, -1, np.int64)
-    while left > 1:
-        low, second = used[0], used[1]
-        if frequency[second] <= frequency[low]:
-            low, second = second, low
-        for j in range(2, left):
-            i = used[j]
-            if frequency[i] <= frequency[low]:
-                low, second = i, low
-            elif frequency[i] <= frequency[second]:
-                second = i
-        frequency[low] += frequency[second]
-        left -= 1
-        for j in range(np.searchsorted(used[: left + 1], second), left):
-            used[j] = used[j + 1]
-        size[low] += 1
-        while other[low] >= 0:
-            low = other[low]
-            size[low] += 1
-        other[low] = second
-        size[second] += 1
-        while other[second] >= 0:
-            second = other[second]
-            size[second] += 1
-    of_length = np.zeros(259, np.int64)
-    for i in range(258):
-        if size[i] > 0:
-            of_length[size[i]] += 1
-    for i in range(258, limit, -1):
-        while (
-            of_length[i] > 0
-        ):  # move a pair up: its prefix takes one, a shorter code makes room for the other
+    """By symbol, of those with a frequency: the rarest has the longest code, the reserved one above all."""
+    order = np.argsort(2 * frequency - (np.arange(258) == _RESERVED), kind="mergesort")
+    order = order[frequency[order] > 0]
+    count = order.size
+    weight, parent = np.zeros(2 * count, np.int64), np.zeros(2 * count, np.int64)
+    weight[:count] = frequency[order]
+    leaf, inner = 0, count  # the lightest of both kinds that has no parent
+    for node in range(count, 2 * count - 1):
+        for _ in range(2):
+            if leaf < count and (inner == node or weight[leaf] <= weight[inner]):
+                child, leaf = leaf, leaf + 1
+            else:
+                child, inner = inner, inner + 1
+            weight[node] += weight[child]
+            parent[child] = node
+    depth, of_length = np.zeros(2 * count, np.int64), np.zeros(259, np.int64)
+    for node in range(2 * count - 3, -1, -1):
+        depth[node] = depth[parent[node]] + 1
+        if node < count:
+            of_length[depth[node]] += 1
+    for i in range(258, limit, -1):  # ITU T.81, annex K.2
+        while of_length[i] > 0:  # move a pair up: its prefix takes one, a shorter code makes room
             j = i - 2
             while of_length[j] == 0:
                 j -= 1
@@ -162,14 +149,12 @@ def _code_lengths(frequency, limit):
             of_length[i - 1] += 1
             of_length[j + 1] += 2
             of_length[j] -= 1
-    lengths, length = np.zeros(258, np.int64), 1
-    for merged in range(1, 259):
-        for i in range(258):
-            if size[i] == merged:
-                while of_length[length] == 0:
-                    length += 1
-                of_length[length] -= 1
-                lengths[i] = length
+    lengths, length = np.zeros(258, np.int64), limit
+    for symbol in order:
+        while length > 0 and of_length[length] == 0:
+            length -= 1
+        of_length[length] -= 1
+        lengths[symbol] = length
     return lengths
 
 

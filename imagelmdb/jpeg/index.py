@@ -90,11 +90,12 @@ def make_index(grid: Grid, codes: np.ndarray, positions: np.ndarray, dc: np.ndar
     numbers = *grid[:4], *grid.blocks, *grid[5:], *widths, *missing, pace, *least.tolist(), *missing
     body = _HEAD.pack(INDEX_VERSION, *numbers)
     if grid.tiles:
-        bits = [
-            field[:, None] >> np.arange(width) & 1
-            for field, width in zip((fields - least).T, widths, strict=True)
-        ]
-        items = np.packbits(np.concatenate(bits, 1).astype(np.uint8), bitorder="little")
+        words, shift = np.zeros(positions.size, "<u8"), 0
+        for field, width in zip((fields - least).T.astype(np.uint64), widths, strict=True):
+            words |= field << np.uint64(shift)
+            shift += width
+        bits = np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
+        items = np.packbits(bits[:, :shift], bitorder="little")
         body += items.tobytes() + codes.astype("<u4").tobytes()
     return _CRC.pack(crc32(body)) + body
 

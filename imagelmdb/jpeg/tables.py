@@ -44,7 +44,7 @@ def make_tables(tokens: Tokens) -> Tables:
         pairs[0, 1, symbol] = max(2 * pairs[0, 1, symbol], 1)  # its length and others change
     else:
         raise JPEGError("no AC symbol takes an odd number of bits")
-    glue_codes = np.array([_pick(codes[start : start + 512].tolist()) for start in (0, 512)], np.uint32)
+    glue_codes = np.array([_pick(codes[pair : pair + 512]) for pair in (0, 512)], np.uint32)
     glue_codes[0, FILLER] = odd[(odd & np.uint64(0xFF)).argmin()]
     return Tables(tables, codes, glue_codes)
 
@@ -60,10 +60,10 @@ def _optimise(histogram: np.ndarray) -> tuple[list[HuffmanTable], np.ndarray]:
     return tables, codes
 
 
-def _pick(codes: list[int]) -> list[int]:
+def _pick(codes: np.ndarray) -> list[int]:
     """The codes for an index of a DC and an AC table; the filler is still missing."""
     dc = [
         (code >> 8 + size) << 8 | (code & 0xFF) - size if code else 0
-        for size, code in enumerate(codes[:DC_SIZES])
+        for size, code in enumerate(codes[:DC_SIZES].tolist())
     ]
-    return [*dc, codes[256 + _EOB_SYMBOL], 0]
+    return [*dc, int(codes[256 + _EOB_SYMBOL]), 0]
