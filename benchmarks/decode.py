@@ -26,7 +26,7 @@ from table import print_table
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from imagelmdb.data.batch import BatchDataset, Request, TrainCrop, make_slot
+from imagelmdb.data.batch import BatchDataset, Request, TrainCrop
 from imagelmdb.data.decode import Part, decode_part, resize
 from imagelmdb.data.folder import FolderStore
 from imagelmdb.data.plan import plan_train
@@ -140,8 +140,7 @@ def full_decode(files: FolderStore) -> Prepare:
 def ours(store: LMDBStore | FolderStore) -> Prepare:
     """The very batches of training: order, plan, read, slice, decode, resize; memory is used again."""
     dataset = BatchDataset(store, Sampler(len(store), batch_size=TURN, shuffle="none"), TrainCrop())
-    dataset.slots = [make_slot(TURN * SIZE * SIZE * 3)]
-    return lambda epoch, turn: lambda: dataset.__getitems__(Request(epoch, turn, SIZE, slot=0))
+    return lambda epoch, turn: lambda: dataset.__getitems__(Request(epoch, turn, SIZE))
 
 
 def floor(store: LMDBStore) -> Prepare:

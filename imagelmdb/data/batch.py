@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.multiprocessing import reductions
 from torch.utils.data import Dataset, get_worker_info
 
 from imagelmdb.errors import UserError
@@ -24,6 +23,7 @@ from imagelmdb.store.reader import LMDBStore
 
 from .decode import DecodeError, decode_batch, read_size
 from .folder import FolderStore
+from .memory import Pool
 from .plan import plan_eval, plan_seeds, plan_train
 from .sampler import Sampler
 
@@ -67,8 +67,7 @@ class BatchDataset(Dataset):
 
     transform: applied to each image (uint8 CHW), its randomness seeded by (seed, epoch, position).
     prefetch_steps: how many steps ahead to ask the disk for records; 0 is off.
-    slots: shared memory for batches, used again and again, since pages that are new to a process cost it 3 us
-    each: 110 us an image of 224 px (2-core EPYC, virtual).
+    slots: shared memory for batches that workers send, see memory.py.
     """
 
     def __init__(
@@ -86,6 +85,7 @@ class BatchDataset(Dataset):
         self.decode_options = {"dct_scale": dct_scale, "pillow": pillow}
         self.prefetch_steps = prefetch_steps
         self.slots: list[torch.UntypedStorage] = []
+        self._pool = Pool()
 
     def __len__(self) -> int:
         return len(self.store)
@@ -134,7 +134,7 @@ class BatchDataset(Dataset):
         """In a worker in shared memory, or sending the batch would copy it there."""
         shape = (count, size, size, 3)
         if slot is None and get_worker_info() is None:
-            return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+            return self._pool.make_empty(shape).permute(0, 3, 1, 2)
         storage = None if slot is None else self.slots[slot]
         if storage is None or storage.nbytes() < np.prod(shape):  # a larger size than the slots are made for
             storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # as torch's collate does
@@ -180,15 +180,6 @@ class BatchDataset(Dataset):
                         f"{tuple(image.shape)}; it has to keep uint8 and the shape"
                     )
                 image.copy_(result)
-
-
-def make_slot(size_bytes: int) -> torch.UntypedStorage:
-    """Shared memory that is not mapped anew when a worker sends it back."""
-    storage = torch.UntypedStorage._new_shared(size_bytes)
-    if torch.multiprocessing.get_sharing_strategy() == "file_descriptor":
-        file, _ = storage._share_fd_cpu_()
-        reductions.shared_cache[reductions.fd_id(file)] = reductions.StorageWeakRef(storage)
-    return storage
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -23,8 +24,9 @@ from imagelmdb.store.format import StoreError
 from imagelmdb.store.pages import check_file
 from imagelmdb.store.reader import LMDBStore, find_files
 
-from .batch import BatchDataset, EvalCrop, Request, TrainCrop, Transform, make_slot
+from .batch import BatchDataset, EvalCrop, Request, TrainCrop, Transform
 from .folder import FolderStore
+from .memory import Pool, make_slot
 from .sampler import Sampler
 from .shards import find_local_shards, place_shards
 from .signals import heed_parent_alone, held_back
@@ -137,6 +139,7 @@ class Loader:
             slots = BATCHES_PER_WORKER * workers + 1  # one more than the DataLoader has under way
             largest = -(-self.sampler.batch_size // self.sampler.world_size) * size * size * 3
             dataset.slots = [make_slot(largest) for _ in range(slots)]
+        self._pool = Pool()
         self._requests = _Requests(self.sampler, slots)
         self._batches = DataLoader(
             dataset,
@@ -168,12 +171,18 @@ class Loader:
             if isinstance(batch, UserError):
                 raise batch
             if request.slot is not None and batch[0].is_shared():  # not pinned, so no copy yet
-                batch = batch[0].clone(), batch[1]  # before the next request may take the slot
+                batch = self._copy(batch[0]), batch[1]  # before the next request may take the slot
             yield batch
 
     def close(self) -> None:
         """End the workers."""
         self._batches = None
+
+    def _copy(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.permute(0, 2, 3, 1)
+        copy = self._pool.make_empty(tuple(images.shape))
+        np.copyto(copy.numpy(), images.numpy())  # torch's threads would go on spinning on the workers' cores
+        return copy.permute(0, 3, 1, 2)
 
     def _explain_death(self, request: Request, error: RuntimeError) -> str:
         store = self.dataset.store
