@@ -84,9 +84,11 @@ def join_runs(crops: Sequence[Runs]) -> list[list[bytes | memoryview]]:
     filler = _spell(codes[owner, 0, FILLER])
     known = sum(part.lengths for part in (before, *steps, *closings, heads))
     fill = filler.times(-known * filler.lengths & 7)  # odd lengths are their own inverses modulo 8
-    left = before.then(steps[0]).then(fill).then(closings[0])
-    right = steps[1].then(closings[1]).then(steps[2]).then(closings[2]).then(heads)
-    glue = _pack_all(left, right)
+    glue = _pack_all(  # three strings, each of which all but always fits into a word
+        before.then(steps[0]).then(fill),
+        closings[0].then(steps[1]).then(closings[1]),
+        steps[2].then(closings[2]).then(heads),
+    )
 
     # The byte in which a run begins went to the glue, and with an FF its stuffed 00
     starts = edges.at[0] + (edges.bits[0] > 0) * (1 + (edges.bytes[0] == 0xFF))
@@ -189,19 +191,25 @@ def _hold(numbers: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return numbers.astype(object) if lengths.max() > _WORD else numbers
 
 
-def _pack_all(left: Bits, right: Bits) -> list[bytes]:
-    """_pack(left then right), of each."""
-    if left.numbers.dtype == right.numbers.dtype == np.int64:
-        words = np.empty((left.numbers.size, 2), ">u8")
-        words[:, 0] = left.numbers >> np.minimum(64 - right.lengths, 63)
-        words[:, 1] = left.numbers << right.lengths | right.numbers
-        data, stops = words.tobytes(), np.arange(16, 16 * len(words) + 1, 16)
-        starts = stops - (left.lengths + right.lengths >> 3)
-        packed = [data[start:stop] for start, stop in zip(*_lists(starts, stops), strict=True)]
-        for row in np.flatnonzero((words.view(np.uint8) == 0xFF).any(1)).tolist():
-            packed[row] = packed[row].replace(b"\xff", b"\xff\0")
-        return packed
-    return [_pack(a << n | b, m + n) for a, m, b, n in zip(*_lists(*left, *right), strict=True)]
+def _pack_all(*strings: Bits) -> list[bytes]:
+    """Whole bytes of entropy-coded data, each of one string of each."""
+    lengths = sum(string.lengths for string in strings)
+    if any(string.numbers.dtype == object for string in strings):
+        numbers = np.zeros(lengths.size, object)
+        for string in strings:
+            numbers = numbers << string.lengths | string.numbers
+        return [_pack(*both) for both in zip(*_lists(numbers, lengths), strict=True)]
+    words = np.zeros((len(strings), lengths.size), np.uint64)  # of one long number
+    for string in strings:
+        shift = string.lengths.astype(np.uint64)
+        words[:-1] = words[:-1] << shift | words[1:] >> np.uint64(1) >> np.uint64(63) - shift
+        words[-1] = words[-1] << shift | string.numbers.astype(np.uint64)
+    rows = words.T.astype(">u8", order="C")
+    data, stops = rows.tobytes(), rows.strides[0] * np.arange(1, len(rows) + 1)
+    packed = [data[start:stop] for start, stop in zip(*_lists(stops - (lengths >> 3), stops), strict=True)]
+    for row in np.flatnonzero((rows.view(np.uint8) == 0xFF).any(1)).tolist():
+        packed[row] = packed[row].replace(b"\xff", b"\xff\0")
+    return packed
 
 
 def _pack(number: int, length: int) -> bytes:
