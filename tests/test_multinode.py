@@ -28,7 +28,9 @@ main.make_model = lambda *args, **more: models.append(make_model(*args, **more))
 code = main.main()
 if code == 0:
     state = b"".join(tensor.numpy().tobytes() for tensor in models[0].state_dict().values())
-    print("rank", os.environ["RANK"], "ends with", hashlib.sha256(state).hexdigest(), flush=True)
+    line = " ".join(("rank", os.environ["RANK"], "ends with", hashlib.sha256(state).hexdigest()))
+    sys.stdout.write(line + os.linesep)  # at once, or two ranks' words would mix
+    sys.stdout.flush()
 sys.exit(code)
 """
 
@@ -130,10 +132,9 @@ def options(train_store):
 @pytest.fixture(scope="module")
 def undisturbed(launch, options):
     """The digest that two ranks on one machine end with."""
-    weights = launch(
-        "bash", "scripts/train.sh", "--nproc", 2, *options, "--output", "runs/undisturbed"
-    ).weights()
-    assert weights.keys() == {0, 1} and weights[0] == weights[1]
+    run = launch("bash", "scripts/train.sh", "--nproc", 2, *options, "--output", "runs/undisturbed")
+    weights = run.weights()
+    assert weights.keys() == {0, 1} and weights[0] == weights[1], run.text
     return weights[0]
 
 
@@ -242,7 +243,7 @@ def test_a_slurm_job_out_of_time_queues_itself_and_ends_with_the_same_weights(
     assert first.code() == 75, first.text
     assert slurm["REQUEUED"].read_text().split() == [str(slurm["SLURM_JOB_ID"])]
     second = launch("bash", "scripts/train.slurm", *options, **slurm)
-    assert second.weights() == {0: undisturbed, 1: undisturbed}
+    assert second.weights() == {0: undisturbed, 1: undisturbed}, second.text
     assert f"runs/job-{slurm['SLURM_JOB_ID']}/last.pt: goes on from step" in second.text
 
 
