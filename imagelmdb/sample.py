@@ -5,7 +5,7 @@ python -m imagelmdb.sample sample/ --classes 10 --train 100 --val 30
 A photo here is a few regions with sharp borders over noise whose spectrum falls as 1/f, as in natural
 images. A class is a range of hues and a direction in which the texture runs; a 1/f texture looks
 the same at every scale, so the class survives any crop, and mirroring. With 10 classes of 100 train
-images, a ResNet-18 at 64 px and batch size 64 passes 90 % top-1 in 7 epochs, 90 s on two CPU cores.
+images, the ResNet-18 of configs/quickstart.yaml passes 90 % top-1 in 6 epochs.
 """
 
 from __future__ import annotations
