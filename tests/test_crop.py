@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -274,3 +275,17 @@ def test_the_usual_index_takes_less_than_six_bytes_a_tile():
 def test_cropping_imports_no_numba():
     code = "import sys, imagelmdb.jpeg.crop; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_the_benchmarks_floor_is_exact_and_no_larger_than_a_crop(subsampling, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    from mcus import cut_mcus
+
+    data = make_jpeg(203, 155, subsampling=subsampling)
+    tiled, full = tile_jpeg(data, 8), decode(data)
+    for left, top, width, height in ((50, 40, 77, 60), (0, 0, 30, 155), (100, 100, 103, 55)):
+        jpeg, x, y = cut_mcus(data, (left, top, width, height))
+        part = decode(jpeg)[y : y + height, x : x + width]
+        assert np.array_equal(part, full[top : top + height, left : left + width])
+        assert len(jpeg) <= len(crop_jpeg(tiled.data, tiled.index, (left, top, width, height))[0])

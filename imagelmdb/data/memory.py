@@ -9,6 +9,7 @@ us for an image of 224 px (2-core EPYC, virtual).
 from __future__ import annotations
 
 import sys
+import threading
 from math import prod
 
 import numpy as np
@@ -23,18 +24,20 @@ class Pool:
 
     def __init__(self):
         self._buffers: list[np.ndarray] = []
+        self._lock = threading.Lock()  # two threads could find the same buffer free
 
     def __reduce__(self) -> tuple:
         return Pool, ()  # another process has its own
 
     def make_empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         size = prod(shape)
-        for number in range(len(self._buffers)):
-            if _count_references(self._buffers, number) == _ALONE and self._buffers[number].size >= size:
-                return torch.from_numpy(self._buffers[number][:size]).view(shape)
-        buffer = np.empty(size, np.uint8)
-        self._buffers = [*self._buffers[-_KEPT + 1 :], buffer]
-        return torch.from_numpy(buffer).view(shape)
+        with self._lock:
+            for number in range(len(self._buffers)):
+                if _count_references(self._buffers, number) == _ALONE and self._buffers[number].size >= size:
+                    return torch.from_numpy(self._buffers[number][:size]).view(shape)
+            buffer = np.empty(size, np.uint8)
+            self._buffers = [*self._buffers[-_KEPT + 1 :], buffer]
+            return torch.from_numpy(buffer).view(shape)
 
 
 def make_slot(size_bytes: int) -> torch.UntypedStorage:

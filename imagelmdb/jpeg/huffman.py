@@ -94,7 +94,7 @@ def optimal_table(histogram, table, counts, symbols):
     if lengths.max() > FAST_BITS:
         rare, common = np.zeros(258, np.int64), frequency.copy()
         left = frequency.sum() // RARE
-        for i in np.argsort(frequency):
+        for i in np.argsort(frequency, kind="mergesort"):
             left -= frequency[i]
             if left < 0:
                 break
