@@ -14,7 +14,7 @@ from pathlib import Path
 
 from imagelmdb.errors import Parser, UserError, run_command
 from imagelmdb.store.convert import Report, convert
-from imagelmdb.store.encode import Encoding
+from imagelmdb.store.images import Encoding
 from imagelmdb.store.sources import Source, open_source
 
 EXAMPLES = """\
@@ -36,7 +36,7 @@ exit codes: 0 finished, 2 wrong use or no image at all, 3 some files are no imag
 
 def __getattr__(name: str):
     if name == "ImageFolderLMDB":  # on demand: a conversion needs no torch
-        from imagelmdb.data.dataset import ImageFolderLMDB
+        from imagelmdb.data.imagefolder import ImageFolderLMDB
 
         return ImageFolderLMDB
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

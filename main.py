@@ -19,17 +19,17 @@ from torch import nn
 from imagelmdb.config import Config, parse_config, save_config
 from imagelmdb.data.augment import BatchAugment, make_batch_augment
 from imagelmdb.data.loaders import Loader, make_loaders
-from imagelmdb.data.shards import find_local_shards
 from imagelmdb.errors import UserError
+from imagelmdb.order.shards import find_local_shards
 from imagelmdb.train.checkpoint import BEST, LAST, load_weights, make_checkpoints
 from imagelmdb.train.distributed import launch, report_mistake, set_up_torch
 from imagelmdb.train.engine import make_trainer
 from imagelmdb.train.evaluate import make_test
-from imagelmdb.train.export import check_export, export_checkpoint
 from imagelmdb.train.log import Logger
 from imagelmdb.train.metrics import Evaluation
 from imagelmdb.train.model import make_model
 from imagelmdb.train.profile import Profiler
+from imagelmdb.train.program import check_export, export_checkpoint
 from imagelmdb.train.progress import describe_bottleneck
 from imagelmdb.train.report import update_report
 from imagelmdb.train.resume import check_classes, describe_options, find_start

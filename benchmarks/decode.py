@@ -26,16 +26,16 @@ from table import print_table
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from imagelmdb.data.batch import BatchDataset, Request, TrainCrop
-from imagelmdb.data.decode import Part, decode_part, resize
-from imagelmdb.data.folder import FolderStore
-from imagelmdb.data.plan import plan_train
-from imagelmdb.data.sampler import Sampler
+from imagelmdb.data.batches import BatchDataset, Request, TrainCrop
+from imagelmdb.decode.libjpeg import Part, decode_part, resize
 from imagelmdb.jpeg.crop import Window
+from imagelmdb.order.plan import plan_train
+from imagelmdb.order.sampler import Sampler
 from imagelmdb.sample import make_jpegs
 from imagelmdb.store.convert import convert
-from imagelmdb.store.encode import Encoding
 from imagelmdb.store.format import Record
+from imagelmdb.store.image_files import FolderStore
+from imagelmdb.store.images import Encoding
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
 

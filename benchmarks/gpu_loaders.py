@@ -13,9 +13,9 @@ from gpu_setup import Setup, time_batches, usable_cores
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from imagelmdb.data.dali_loader import DaliOptions
-from imagelmdb.data.encoded import EncodedDataset
 from imagelmdb.data.loader import Loader
+from imagelmdb.decode.dali import DaliOptions
+from imagelmdb.decode.encoded import EncodedDataset
 
 WARM_ROUNDS = 3  # of all images
 MEMORY_ROUNDS = 6

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from imagelmdb.data.batch import BatchDataset, TrainCrop
-from imagelmdb.data.dali_loader import DaliLoader, DaliOptions
-from imagelmdb.data.folder import FolderStore
+from imagelmdb.data.batches import BatchDataset, TrainCrop
 from imagelmdb.data.loader import Loader
-from imagelmdb.data.sampler import Sampler
+from imagelmdb.decode.dali import DaliLoader, DaliOptions
+from imagelmdb.order.sampler import Sampler
+from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.reader import LMDBStore
 
 EPOCH_IMAGES = 1_281_167  # ImageNet's: over a short epoch, its first batch and its last weigh too much

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from imagelmdb.data.batch import Request
+from imagelmdb.data.batches import Request
 from imagelmdb.data.loader import make_train_loader
 from imagelmdb.sample import make_jpegs
 from imagelmdb.store.convert import convert
-from imagelmdb.store.encode import Encoding
+from imagelmdb.store.images import Encoding
 from imagelmdb.store.sources import open_source
 
 SIZE = 224  # px

@@ -16,8 +16,8 @@ from typing import Literal, get_type_hints
 import yaml
 
 from imagelmdb.command_line import flag, option, out_of_range, parse_command_line
-from imagelmdb.cores import count_cores
 from imagelmdb.errors import UserError
+from imagelmdb.parallel import count_cores
 from imagelmdb.recipe import load_recipe
 
 DESCRIPTION = "Trains or evaluates an image classifier; README.md has the common commands."

@@ -8,9 +8,9 @@ import pytest
 import torch
 from stores import make_tree, write_store
 
-from imagelmdb.data.dali_loader import DaliLoader
-from imagelmdb.data.decode import DecodeError
 from imagelmdb.data.loader import make_eval_loader, make_train_loader
+from imagelmdb.decode.dali import DaliLoader
+from imagelmdb.decode.libjpeg import DecodeError
 from imagelmdb.errors import UserError
 from imagelmdb.sample import make_odd_files
 from imagelmdb.store.reader import LMDBStore

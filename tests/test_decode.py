@@ -9,9 +9,9 @@ from jpegs import make_jpeg, make_pixels
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from imagelmdb.data.decode import DecodeError, decode, decode_batch, read_image, read_size
-from imagelmdb.data.plan import plan_eval, plan_train
+from imagelmdb.decode.libjpeg import DecodeError, decode, decode_batch, read_image, read_size
 from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.order.plan import plan_eval, plan_train
 from imagelmdb.sample import make_photo
 from imagelmdb.store.format import Record
 

@@ -5,8 +5,8 @@ import pytest
 from stores import make_tree
 from torchvision.datasets import ImageFolder
 
-from imagelmdb.data.folder import FolderStore
 from imagelmdb.store.format import StoreError
+from imagelmdb.store.image_files import FolderStore
 
 
 def test_order_classes_and_labels_are_image_folders(tmp_path):

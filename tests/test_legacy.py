@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagelmdb.data.dataset import ImageFolderLMDB
+from imagelmdb.data.imagefolder import ImageFolderLMDB
 from imagelmdb.data.loader import make_eval_loader
 from imagelmdb.store.convert import convert
-from imagelmdb.store.encode import Encoding
 from imagelmdb.store.format import StoreError
+from imagelmdb.store.images import Encoding
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
 

@@ -8,11 +8,11 @@ import torch
 from stores import make_tree, write_store
 from torchvision.transforms import v2
 
-from imagelmdb.data.decode import DecodeError, decode
 from imagelmdb.data.loader import LoaderError, make_eval_loader, make_train_loader
-from imagelmdb.data.plan import plan_eval
-from imagelmdb.data.shards import find_local_shards
+from imagelmdb.decode.libjpeg import DecodeError, decode
 from imagelmdb.errors import UserError
+from imagelmdb.order.plan import plan_eval
+from imagelmdb.order.shards import find_local_shards
 from imagelmdb.store.reader import LMDBStore
 
 

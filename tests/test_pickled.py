@@ -14,8 +14,8 @@ import pytest
 
 from imagelmdb.store.format import StoreError
 from imagelmdb.store.legacy import arrow, packed, pickled, protobuf
-from imagelmdb.store.legacy.keys import Keys
-from imagelmdb.store.legacy.store import DAMAGE
+from imagelmdb.store.legacy.database import DAMAGE
+from imagelmdb.store.legacy.key_list import Keys
 from imagelmdb.store.reader import LMDBStore
 
 ARCHIVE = Path(__file__).parent / "data" / "legacy" / "databases.tar.xz"

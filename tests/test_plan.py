@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from imagelmdb.data.plan import plan_eval, plan_seeds, plan_train
+from imagelmdb.order.plan import plan_eval, plan_seeds, plan_train
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from imagelmdb.data.rng import make_key, permute, random_uniform
+from imagelmdb.order.rng import make_key, permute, random_uniform
 
 
 @pytest.mark.parametrize("count", [*range(1, 70), 255, 256, 257, 1000, 65536, 99991])

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from imagelmdb.data.sampler import Sampler
 from imagelmdb.errors import UserError
+from imagelmdb.order.sampler import Sampler
 
 
 def epoch_of(sampler, epoch=0):

@@ -1,6 +1,6 @@
 import pytest
 
-from imagelmdb.data.shards import place_shards
+from imagelmdb.order.shards import place_shards
 from imagelmdb.store.format import StoreError
 
 

@@ -19,17 +19,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from imagelmdb.data.batches import BatchDataset, EvalCrop, Request, TrainCrop, Transform
+from imagelmdb.data.memory import Pool, make_slot
+from imagelmdb.data.signals import heed_parent_alone, held_back
 from imagelmdb.errors import UserError
+from imagelmdb.order.sampler import Sampler
+from imagelmdb.order.shards import find_local_shards, place_shards
 from imagelmdb.store.format import StoreError
-from imagelmdb.store.pages import check_file
+from imagelmdb.store.image_files import FolderStore
+from imagelmdb.store.lmdbfile.datafile import check_file
 from imagelmdb.store.reader import LMDBStore, find_files
-
-from .batch import BatchDataset, EvalCrop, Request, TrainCrop, Transform
-from .folder import FolderStore
-from .memory import Pool, make_slot
-from .sampler import Sampler
-from .shards import find_local_shards, place_shards
-from .signals import heed_parent_alone, held_back
 
 DECODERS = ("cpu", "gpu", "pillow")
 BATCHES_PER_WORKER = 2  # that are ready or in the making
@@ -219,7 +218,7 @@ def _make_loader(
     start_method: str | None,
 ) -> Loader:
     if decode == "gpu":
-        from .dali_loader import make_dali_loader  # which imports this module
+        from imagelmdb.decode.dali import make_dali_loader  # which imports this module
 
         return make_dali_loader(dataset, size, workers=workers, start_method=start_method)
     return Loader(dataset, size, workers=workers, pin_memory=pin_memory, start_method=start_method)

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from imagelmdb.config import Config
+from imagelmdb.data.augment import make_sample_transform
+from imagelmdb.data.loader import Loader, make_eval_loader, make_train_loader
 from imagelmdb.errors import UserError
-
-from .augment import make_sample_transform
-from .loader import Loader, make_eval_loader, make_train_loader
 
 
 class DummyLoader:

@@ -15,18 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelmdb.cores import count_cores
 from imagelmdb.errors import UserError
-
-from .encode import Encoding
-from .format import FORMAT_VERSION, Meta, digest_arrays
-from .output import Output
-from .parallel import map_in_order
-from .progress import Progress
-from .reader import LMDBStore
-from .rows import Bad, make_row
-from .sources import Source
-from .writer import Row, ShardWriter
+from imagelmdb.parallel import count_cores, map_in_order
+from imagelmdb.store.format import FORMAT_VERSION, Meta, digest_arrays
+from imagelmdb.store.images import Encoding
+from imagelmdb.store.output import Output
+from imagelmdb.store.progress import Progress
+from imagelmdb.store.reader import LMDBStore
+from imagelmdb.store.rows import Bad, make_row
+from imagelmdb.store.sources import Source
+from imagelmdb.store.writer import Row, ShardWriter
 
 _COMMIT_BYTES = 32 << 20
 _COMMIT_SECONDS = 10.0  # what a kill loses at the most

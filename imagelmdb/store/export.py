@@ -7,9 +7,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from imagelmdb.errors import UserError
-
-from .progress import Progress
-from .reader import LMDBStore
+from imagelmdb.store.progress import Progress
+from imagelmdb.store.reader import LMDBStore
 
 
 def export(store: LMDBStore, folder: str | Path, *, progress: bool = False) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .format import digest_arrays
-from .reader import LMDBStore, Shard, find_files, read_state
+from imagelmdb.store.format import digest_arrays
+from imagelmdb.store.reader import LMDBStore, Shard, find_files, read_state
 
 
 def describe(store: LMDBStore) -> dict:

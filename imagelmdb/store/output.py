@@ -9,10 +9,9 @@ from pathlib import Path
 import filelock
 
 from imagelmdb.errors import UserError
-
-from .format import StoreError
-from .reader import SHARD_PATTERN, State, read_state
-from .sources import FolderSource, Source, StoreSource
+from imagelmdb.store.format import StoreError
+from imagelmdb.store.reader import SHARD_PATTERN, State, read_state
+from imagelmdb.store.sources import FolderSource, Source, StoreSource
 
 _MAX_SHARDS = 512  # each is an open file
 _LMDB_MAGIC = b"\xde\xc0\xef\xbe"

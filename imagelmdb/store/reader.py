@@ -16,9 +16,7 @@ from typing import NamedTuple
 import msgpack
 import numpy as np
 
-from . import pages
-from .environment import Environment, open_environment
-from .format import (
+from imagelmdb.store.format import (
     ARRAYS,
     META_KEY,
     UNFINISHED_KEY,
@@ -29,8 +27,10 @@ from .format import (
     make_key,
     unpack_record,
 )
-from .legacy.formats import open_legacy
-from .legacy.store import LegacyStore
+from imagelmdb.store.legacy.database import LegacyStore
+from imagelmdb.store.legacy.formats import open_legacy
+from imagelmdb.store.lmdbfile import datafile
+from imagelmdb.store.lmdbfile.environment import Environment, open_environment
 
 SHARD_PATTERN = "shard-*.lmdb"
 
@@ -243,8 +243,8 @@ def read_state(file: Path) -> State:
 
 
 def _open_part(file: Path) -> Shard | LegacyStore:
-    if not any(pages.has_key(file, key) for key in (META_KEY, UNFINISHED_KEY)):
-        pages.check_tree(file)  # not ours: liblmdb must not be the first to walk it
+    if not any(datafile.has_key(file, key) for key in (META_KEY, UNFINISHED_KEY)):
+        datafile.check_tree(file)  # not ours: liblmdb must not be the first to walk it
     environment = open_environment(file)
     try:
         if meta := environment.get(META_KEY):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .encode import Encoding, encode_image
-from .format import checksum, pack_record
-from .sources import Source
-from .writer import Row
+from imagelmdb.store.format import checksum, pack_record
+from imagelmdb.store.images import Encoding, encode_image
+from imagelmdb.store.sources import Source
+from imagelmdb.store.writer import Row
 
 
 class Bad(NamedTuple):

@@ -8,10 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from imagelmdb.errors import UserError
-
-from .encode import BadImageError, decode_image
-from .format import StoreError
-from .reader import LMDBStore
+from imagelmdb.store.format import StoreError
+from imagelmdb.store.images import BadImageError, decode_image
+from imagelmdb.store.reader import LMDBStore
 
 _CELL = 160  # px
 _CAPTION = 28

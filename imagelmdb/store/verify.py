@@ -11,15 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelmdb.cores import count_cores
 from imagelmdb.errors import UserError
-
-from . import pages
-from .encode import BadImageError, decode_image
-from .format import Record, StoreError, checksum, digest_arrays
-from .parallel import map_in_order
-from .progress import Progress
-from .reader import LMDBStore, Shard, find_files
+from imagelmdb.parallel import count_cores, map_in_order
+from imagelmdb.store.format import Record, StoreError, checksum, digest_arrays
+from imagelmdb.store.images import BadImageError, decode_image
+from imagelmdb.store.lmdbfile import datafile
+from imagelmdb.store.progress import Progress
+from imagelmdb.store.reader import LMDBStore, Shard, find_files
 
 QUICK_RECORDS = 1000
 
@@ -33,7 +31,7 @@ def verify(
     files = find_files(Path(path).expanduser())
     try:
         for file in files:
-            pages.check_tree(file)
+            datafile.check_tree(file)
         store = LMDBStore(path)
         problems = [problem for part in store.parts for problem in _check_arrays(part)]
     except StoreError as error:

@@ -20,9 +20,7 @@ import msgpack
 import numpy as np
 
 from imagelmdb.errors import DISK_FULL, DiskFullError
-
-from . import pages
-from .format import (
+from imagelmdb.store.format import (
     ARRAYS,
     FORMAT_VERSION,
     JOURNAL_PREFIX,
@@ -35,6 +33,7 @@ from .format import (
     digest_arrays,
     make_key,
 )
+from imagelmdb.store.lmdbfile import datafile
 
 # The file grows with the map on Windows, so the map grows in steps and never holds much air.
 _SMALLEST_GROWTH_BYTES = 64 << 20
@@ -172,7 +171,7 @@ class ShardWriter:
         """(offset, bytes) in the file for each record; zeros for those that share a page with others."""
         extents = np.zeros((count, 2), ARRAYS["extents"][1])
         done = 0
-        for values in pages.locate_all(self.file):
+        for values in datafile.locate_all(self.file):
             first_byte = values.keys.words[:, 0] >> np.uint64(56)
             records = np.flatnonzero((first_byte >= ord("0")) & (first_byte <= ord("9")))
             big = values.big[records]
@@ -183,7 +182,7 @@ class ShardWriter:
 
     def _locate_arrays(self) -> dict[str, tuple[int, int]]:
         names = {key: name for name, (key, _, _) in ARRAYS.items()}
-        return {names[key]: extent for key, *extent in pages.locate_values(self.file) if key in names}
+        return {names[key]: extent for key, *extent in datafile.locate_values(self.file) if key in names}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         positions = self.done()

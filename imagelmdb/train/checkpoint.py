@@ -22,8 +22,7 @@ import torchvision
 
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
-
-from .board import first_line
+from imagelmdb.train.board import first_line
 
 FORMAT_VERSION = 1
 LAST, BEST, PREVIOUS = "last.pt", "best.pt", "previous.pt"

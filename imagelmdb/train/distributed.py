@@ -24,9 +24,8 @@ import torch
 import torch.distributed as dist
 
 from imagelmdb.errors import UserError
-
-from .board import Failure, first_line
-from .world import AgreedMistake, World
+from imagelmdb.train.board import Failure, first_line
+from imagelmdb.train.world import AgreedMistake, World
 
 EXIT_USER = 2
 EXIT_DIVERGED = 3

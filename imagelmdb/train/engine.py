@@ -20,17 +20,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagelmdb.config import Config
-
-from .checkpoint import Checkpoints, load_optimizer, load_weights
-from .distributed import Diverged, Stopped
-from .evaluate import autocast
-from .feed import Batch, Feed
-from .loss import make_loss
-from .metrics import Losses
-from .optim import make_optimizer, set_lr
-from .progress import Progress, Reading
-from .schedule import make_schedule
-from .world import World
+from imagelmdb.train.checkpoint import Checkpoints, load_optimizer, load_weights
+from imagelmdb.train.distributed import Diverged, Stopped
+from imagelmdb.train.evaluate import autocast
+from imagelmdb.train.feed import Batch, Feed
+from imagelmdb.train.loss import make_loss
+from imagelmdb.train.metrics import Losses
+from imagelmdb.train.optim import make_optimizer, set_lr
+from imagelmdb.train.progress import Progress, Reading
+from imagelmdb.train.schedule import make_schedule
+from imagelmdb.train.world import World
 
 SAMPLE = 24  # images kept of each epoch's first batch
 

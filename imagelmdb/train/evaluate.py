@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from imagelmdb.config import Config
-
-from .feed import Batch, Feed
-from .metrics import Evaluation, Totals
-from .world import World
+from imagelmdb.train.feed import Batch, Feed
+from imagelmdb.train.metrics import Evaluation, Totals
+from imagelmdb.train.world import World
 
 AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .world import World
+from imagelmdb.train.world import World
 
 
 class Losses:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imagelmdb.cores import count_cores
+from imagelmdb.parallel import count_cores
 
 DATA_BOUND_SHARE = 0.05  # of an epoch's time spent waiting for batches
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from imagelmdb.config import LAUNCH_KEYS, Config, check_images
 from imagelmdb.errors import UserError
-
-from .checkpoint import find_checkpoint, load
+from imagelmdb.train.checkpoint import find_checkpoint, load
 
 # Where and how this launch runs: never taken from a checkpoint.
 MACHINE_KEYS = {

@@ -17,8 +17,7 @@ import torch
 import torch.distributed as dist
 
 from imagelmdb.errors import UserError
-
-from .board import Board
+from imagelmdb.train.board import Board
 
 
 class AgreedMistake(UserError):

@@ -16,12 +16,12 @@ from functools import partial
 
 import numpy as np
 
-from ..environment import Environment
-from ..format import KEYS_KEY, LEN_KEY, StoreError
-from . import arrow, packed, pickled, protobuf
-from .keys import Keys
-from .places import Places
-from .store import DAMAGE, MAX_CLASSES, LegacyStore
+from imagelmdb.store.format import KEYS_KEY, LEN_KEY, StoreError
+from imagelmdb.store.legacy import arrow, packed, pickled, protobuf
+from imagelmdb.store.legacy.database import DAMAGE, MAX_CLASSES, LegacyStore
+from imagelmdb.store.legacy.key_list import Keys
+from imagelmdb.store.legacy.places import Places
+from imagelmdb.store.lmdbfile.environment import Environment
 
 SHAPE_KEY = b"__shape__"
 LABELS_KEY = b"__labels__"

@@ -11,9 +11,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from .. import pages
-from ..environment import Environment
-from .keys import Keys
+from imagelmdb.store.legacy.key_list import Keys
+from imagelmdb.store.lmdbfile import datafile
+from imagelmdb.store.lmdbfile.environment import Environment
 
 
 class Places:
@@ -26,7 +26,7 @@ class Places:
         self._sizes = np.zeros(len(self), np.uint32)
         for (database, keys), end in zip(parts, self._ends, strict=True):
             start = end - len(keys)
-            for values in pages.locate_all(environment.file, database):
+            for values in datafile.locate_all(environment.file, database):
                 indices = keys.find(values.keys)
                 ours = indices >= 0
                 self._offsets[start + indices[ours]] = values.offsets[ours]

@@ -11,18 +11,17 @@ from itertools import islice
 from pathlib import Path
 
 from imagelmdb.errors import UserError
-
-from ..reader import SHARD_PATTERN
-from .archive import scan_tar
-from .dataset import DatasetSource
-from .devkit import VAL_NAME
-from .folder import FolderSource
-from .listing import ListSource
-from .parquet import ParquetSource
-from .source import Sample, Source
-from .store import StoreSource
-from .tar import ClassTarsSource, FolderTarSource, ValTarSource
-from .webdataset import WebDatasetSource
+from imagelmdb.store.reader import SHARD_PATTERN
+from imagelmdb.store.sources.archive import scan_tar
+from imagelmdb.store.sources.dataset import DatasetSource
+from imagelmdb.store.sources.devkit import VAL_NAME
+from imagelmdb.store.sources.folder import FolderSource
+from imagelmdb.store.sources.listing import ListSource
+from imagelmdb.store.sources.parquet import ParquetSource
+from imagelmdb.store.sources.source import Sample, Source
+from imagelmdb.store.sources.store import StoreSource
+from imagelmdb.store.sources.tar import ClassTarsSource, FolderTarSource, ValTarSource
+from imagelmdb.store.sources.webdataset import WebDatasetSource
 
 __all__ = [
     "ClassTarsSource",

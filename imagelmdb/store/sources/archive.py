@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagelmdb.errors import UserError
-
-from .source import IMAGE_SUFFIXES
+from imagelmdb.store.sources.source import IMAGE_SUFFIXES
 
 OPEN_FILES = 64  # at once in a process; a set of 1000 shards would pass the usual limit
 

@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from imagelmdb.errors import UserError
-
-from .source import Sample, digest
+from imagelmdb.store.sources.source import Sample, digest
 
 _one_at_a_time = threading.Lock()
 

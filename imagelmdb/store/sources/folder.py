@@ -7,10 +7,9 @@ from array import array
 from pathlib import Path
 
 from imagelmdb.errors import UserError
-
-from ..files import read_file
-from .devkit import read_devkit
-from .source import IMAGE_SUFFIXES, ListedSource, Texts, order_as_folder
+from imagelmdb.store.files import read_file
+from imagelmdb.store.sources.devkit import read_devkit
+from imagelmdb.store.sources.source import IMAGE_SUFFIXES, ListedSource, Texts, order_as_folder
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from imagelmdb.errors import UserError
-
-from ..files import read_file
-from .source import ListedSource, Texts, are_unique, as_folder_name, read_class_names
+from imagelmdb.store.files import read_file
+from imagelmdb.store.sources.source import ListedSource, Texts, are_unique, as_folder_name, read_class_names
 
 
 class ListSource(ListedSource):

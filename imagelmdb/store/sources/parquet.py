@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from imagelmdb.errors import UserError
-
-from .source import ListedSource, Texts, are_unique, as_folder_name, read_class_names
+from imagelmdb.store.sources.source import ListedSource, Texts, are_unique, as_folder_name, read_class_names
 
 BATCH_ROWS = 16
 KEPT_BATCHES = 8  # 128 rows, 14 MB of ImageNet: more than threads drift apart

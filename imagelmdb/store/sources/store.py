@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..format import StoreError
-from ..reader import LMDBStore, Shard
-from .source import Sample, Texts, digest
+from imagelmdb.store.format import StoreError
+from imagelmdb.store.reader import LMDBStore, Shard
+from imagelmdb.store.sources.source import Sample, Texts, digest
 
 
 class StoreSource:

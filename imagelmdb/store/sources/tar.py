@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from imagelmdb.errors import UserError
-
-from .archive import Files, is_image, scan_tar
-from .devkit import read_devkit
-from .folder import check_no_empty
-from .source import ListedSource, Texts, order_as_folder
+from imagelmdb.store.sources.archive import Files, is_image, scan_tar
+from imagelmdb.store.sources.devkit import read_devkit
+from imagelmdb.store.sources.folder import check_no_empty
+from imagelmdb.store.sources.source import ListedSource, Texts, order_as_folder
 
 
 class Rows:

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from imagelmdb.errors import UserError
-
-from .archive import Files, Member, scan_tar
-from .source import Texts, are_unique, as_folder_name, read_class_names
-from .tar import Rows, TarSource
+from imagelmdb.store.sources.archive import Files, Member, scan_tar
+from imagelmdb.store.sources.source import Texts, are_unique, as_folder_name, read_class_names
+from imagelmdb.store.sources.tar import Rows, TarSource
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABELS = ("cls", "json")

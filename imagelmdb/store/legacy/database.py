@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..environment import Environment
-from ..format import Record, StoreError
-from .places import Places
+from imagelmdb.store.format import Record, StoreError
+from imagelmdb.store.legacy.places import Places
+from imagelmdb.store.lmdbfile.environment import Environment
 
 DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error)  # what a loader may raise
 MAX_CLASSES = 1 << 20  # a label beyond that is damage

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .format import StoreError
-from .sorted_keys import Keys, less
+from imagelmdb.store.format import StoreError
+from imagelmdb.store.lmdbfile.keys import Keys, less
 
 PAGE_HEADER = 16  # bytes
 NODE_HEADER = 8

@@ -16,14 +16,13 @@ import simplejpeg
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from imagelmdb.data.batches import BatchDataset, Crops, Request
+from imagelmdb.decode.libjpeg import DecodeError, is_plain_jpeg
 from imagelmdb.errors import UserError
 from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError
 from imagelmdb.store.format import checksum
 from imagelmdb.store.reader import LMDBStore, Shard
-
-from .batch import BatchDataset, Crops, Request
-from .decode import DecodeError, is_plain_jpeg
 
 
 class EncodedBatch(NamedTuple):

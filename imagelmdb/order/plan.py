@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .rng import CROPS, make_key, random_bits, random_uniform
+from imagelmdb.order.rng import CROPS, make_key, random_bits, random_uniform
 
 _ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 _DRAWS = 32  # counters of one position: two an attempt, then these

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms as T
 from torchvision.datasets import FakeData
 
-from imagelmdb.data.cached import DatasetLMDB
+from imagelmdb.compat.torchlmdb import DatasetLMDB
 from imagelmdb.errors import UserError
 from imagelmdb.store.reader import LMDBStore
 
@@ -214,7 +214,7 @@ def test_a_cache_is_reused_and_other_settings_rebuild_it(tmp_path):
 def test_the_cache_is_known_again_by_another_process(tmp_path):
     code = (
         "import sys; from torchvision import transforms as T; from torchvision.datasets import FakeData;"
-        "from imagelmdb.data.cached import DatasetLMDB;"
+        "from imagelmdb.compat.torchlmdb import DatasetLMDB;"
         "t = T.Compose([T.Resize(8), T.Lambda(lambda x: x), T.PILToTensor()]);"
         "write = lambda root, **more: DatasetLMDB(FakeData(6, (3, 16, 16)), root, db_transform=t, **more)\n"
     )
@@ -281,7 +281,7 @@ def test_a_temporary_cache_goes_with_its_object(tmp_path):
 def test_a_temporary_cache_goes_with_its_interpreter_also_after_a_crash(tmp_path):
     code = (
         "import sys; from torchvision.datasets import FakeData;"
-        "from imagelmdb.data.cached import DatasetLMDB;"
+        "from imagelmdb.compat.torchlmdb import DatasetLMDB;"
         "kept = DatasetLMDB(FakeData(4, (3, 8, 8)), sys.argv[1], temporary_db=True); print(kept.path);"
         "raise RuntimeError('crash')"
     )

@@ -23,9 +23,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from imagelmdb.errors import UserError
-
-from .blocks import shuffle_blocks, upcoming_blocks
-from .rng import BLOCK, FULL, LOCAL, make_key, permute
+from imagelmdb.order.blocks import shuffle_blocks, upcoming_blocks
+from imagelmdb.order.rng import BLOCK, FULL, LOCAL, make_key, permute
 
 SHUFFLES = ("full", "block", "local", "none")
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .btree import NO_PAGE, TREE, Pages, Values
-from .format import StoreError
+from imagelmdb.store.format import StoreError
+from imagelmdb.store.lmdbfile.pages import NO_PAGE, TREE, Pages, Values
 
 MAGIC = 0xBEEFC0DE
 DATA_VERSION = 1

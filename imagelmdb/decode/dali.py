@@ -18,11 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from imagelmdb.data.batches import BatchDataset
+from imagelmdb.data.loader import Loader
+from imagelmdb.decode.encoded import EncodedBatch, EncodedDataset, make_blank_batch
 from imagelmdb.errors import UserError
-
-from .batch import BatchDataset
-from .encoded import EncodedBatch, EncodedDataset, make_blank_batch
-from .loader import Loader
 
 _USUAL_SIZE = (500, 375)  # px, of ImageNet's photos: for files, whose sizes are not known ahead
 _GLUE = 16  # px: a crop can be larger than its image by an MCU

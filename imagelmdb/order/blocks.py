@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .rng import make_key, permute, random_bits
+from imagelmdb.order.rng import make_key, permute, random_bits
 
 BLOCK_RECORDS = 16  # about 1.8 MB of ImageNet in one read
 LANES = 64

@@ -10,9 +10,9 @@ import torch
 
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
-from imagelmdb.train.export import check_export, export_checkpoint
 from imagelmdb.train.model import make_model
 from imagelmdb.train.profile import SKIPPED_STEPS, Profiler
+from imagelmdb.train.program import check_export, export_checkpoint
 
 CPU = torch.device("cpu")
 CONFIG = Config(arch="squeezenet1_1", val_size=64, sync_bn=True)

@@ -23,14 +23,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.vision import StandardTransform
 
+from imagelmdb.compat.cache import CACHE_SOURCE, CacheSettings, find_held, write_cache
+from imagelmdb.compat.temporary import TemporaryFile
+from imagelmdb.decode.libjpeg import DecodeError, read_image
 from imagelmdb.errors import UserError
-from imagelmdb.store.encode import Encoding
 from imagelmdb.store.format import StoreError
+from imagelmdb.store.images import Encoding
 from imagelmdb.store.reader import LMDBStore, read_state
-
-from .cache_writer import CACHE_SOURCE, CacheSettings, find_held, write_cache
-from .decode import DecodeError, read_image
-from .temporary import TemporaryFile
 
 OUTPUTS = ("pil", "chw", "hwc")
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from imagelmdb.compat.torchrecord import Writer
 from imagelmdb.errors import UserError
-from imagelmdb.store.list_writer import Writer
 from imagelmdb.store.reader import LMDBStore
 
 

@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from imagelmdb.data.memory import Pool
+from imagelmdb.decode.libjpeg import DecodeError, decode_batch, read_size
 from imagelmdb.errors import UserError
+from imagelmdb.order.plan import plan_eval, plan_seeds, plan_train
+from imagelmdb.order.sampler import Sampler
 from imagelmdb.store.format import Record
+from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.reader import LMDBStore
-
-from .decode import DecodeError, decode_batch, read_size
-from .folder import FolderStore
-from .memory import Pool
-from .plan import plan_eval, plan_seeds, plan_train
-from .sampler import Sampler
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 

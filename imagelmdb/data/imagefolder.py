@@ -16,12 +16,11 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torchvision.datasets import VisionDataset
 
+from imagelmdb.decode.libjpeg import DecodeError, read_image
 from imagelmdb.errors import UserError
+from imagelmdb.order.blocks import BLOCK_RECORDS
+from imagelmdb.order.rng import BLOCK, BUFFER, make_key, permute
 from imagelmdb.store.reader import LMDBStore
-
-from .blocks import BLOCK_RECORDS
-from .decode import DecodeError, read_image
-from .rng import BLOCK, BUFFER, make_key, permute
 
 
 class ImageFolderLMDB(VisionDataset):

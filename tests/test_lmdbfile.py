@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagelmdb.store.format import StoreError
-from imagelmdb.store.pages import META_PAGE, check_file, check_tree, has_key
+from imagelmdb.store.lmdbfile.datafile import META_PAGE, check_file, check_tree, has_key
 
 # Damages a file in two bytes, time and again, and reads all of it wherever check_tree lets it pass.
 # A process of its own: where the check misses something, liblmdb may end it with a signal.
@@ -20,7 +20,7 @@ import lmdb
 import numpy as np
 
 from imagelmdb.store.format import StoreError
-from imagelmdb.store.pages import check_file, check_tree
+from imagelmdb.store.lmdbfile.datafile import check_file, check_tree
 
 def read_all(path):
     with lmdb.open(str(path), subdir=False, readonly=True, lock=False, max_dbs=4) as env:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from imagelmdb.errors import UserError
-
-from .convert import Report, convert
-from .encode import Encoding
-from .sources import DatasetSource, ListSource
-from .sources.listing import index_labels, read_lines
-from .sources.source import digest
+from imagelmdb.store.convert import Report, convert
+from imagelmdb.store.images import Encoding
+from imagelmdb.store.sources import DatasetSource, ListSource
+from imagelmdb.store.sources.listing import index_labels, read_lines
+from imagelmdb.store.sources.source import digest
 
 
 class Writer:

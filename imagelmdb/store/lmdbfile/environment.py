@@ -18,8 +18,8 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from . import pages
-from .format import StoreError
+from imagelmdb.store.format import StoreError
+from imagelmdb.store.lmdbfile import datafile
 
 _MAX_SUB_DATABASES = 4096  # TorchRecord keeps each part in a named one
 
@@ -45,7 +45,7 @@ class Environment:
     """Reads by key. What it returns stays valid as long as it is held, the store closed or not."""
 
     def __init__(self, file: Path):
-        self.facts = pages.check_file(file)  # in a truncated file, reads beyond its end are bus errors
+        self.facts = datafile.check_file(file)  # in a truncated file, reads beyond its end are bus errors
         self.file = file
         try:
             self._lmdb = lmdb.open(

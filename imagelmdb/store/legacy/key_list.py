@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from .. import sorted_keys
+from imagelmdb.store.lmdbfile import keys as sorted_keys
 
 
 class Keys:

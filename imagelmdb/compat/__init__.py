@@ -1,0 +1,1 @@
+"""The older tools' own classes, one module a tool."""

@@ -1,0 +1,1 @@
+"""From a record, a box and a size to pixels."""

@@ -1,0 +1,1 @@
+"""Which image comes when, and which crop of it: pure functions in numpy."""

@@ -1,0 +1,1 @@
+"""LMDB's own pages: open, check, walk."""
