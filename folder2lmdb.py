@@ -12,9 +12,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from imagelmdb.errors import Parser, UserError, run_command
+from imagelmdb.command_line import Parser
+from imagelmdb.errors import UserError, run_command
 from imagelmdb.store.convert import Report, convert
-from imagelmdb.store.images import Encoding
+from imagelmdb.store.encode import Encoding
 from imagelmdb.store.sources import Source, open_source
 
 EXAMPLES = """\

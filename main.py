@@ -20,7 +20,7 @@ from imagelmdb.config import Config, parse_config, save_config
 from imagelmdb.data.augment import BatchAugment, make_batch_augment
 from imagelmdb.data.loaders import Loader, make_loaders
 from imagelmdb.errors import UserError
-from imagelmdb.order.shards import find_local_shards
+from imagelmdb.store.reader import find_local_shards
 from imagelmdb.train.checkpoint import BEST, LAST, load_weights, make_checkpoints
 from imagelmdb.train.distributed import launch, report_mistake, set_up_torch
 from imagelmdb.train.engine import make_trainer

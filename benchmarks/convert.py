@@ -17,7 +17,7 @@ from table import print_table
 
 from imagelmdb.sample import make_tree
 from imagelmdb.store.convert import convert
-from imagelmdb.store.images import Encoding
+from imagelmdb.store.encode import Encoding
 from imagelmdb.store.sources import open_source
 
 

@@ -33,9 +33,9 @@ from imagelmdb.order.plan import plan_train
 from imagelmdb.order.sampler import Sampler
 from imagelmdb.sample import make_jpegs
 from imagelmdb.store.convert import convert
+from imagelmdb.store.encode import Encoding
 from imagelmdb.store.format import Record
 from imagelmdb.store.image_files import FolderStore
-from imagelmdb.store.images import Encoding
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
 

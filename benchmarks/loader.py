@@ -29,7 +29,7 @@ from imagelmdb.data.batches import Request
 from imagelmdb.data.loader import make_train_loader
 from imagelmdb.sample import make_jpegs
 from imagelmdb.store.convert import convert
-from imagelmdb.store.images import Encoding
+from imagelmdb.store.encode import Encoding
 from imagelmdb.store.sources import open_source
 
 SIZE = 224  # px

@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from imagelmdb.errors import Parser, UserError, run_command
+from imagelmdb.command_line import Parser
+from imagelmdb.errors import UserError, run_command
 from imagelmdb.store.export import export
 from imagelmdb.store.info import describe
 from imagelmdb.store.reader import LMDBStore

@@ -7,6 +7,7 @@ class Options:
 values, explicit = parse_command_line(Options, ["-b", "64"], description="Trains.")
 """
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -19,6 +20,13 @@ import tyro
 
 from imagelmdb.errors import UserError
 from imagelmdb.recipe import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaint is one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def option(

@@ -1,58 +1,89 @@
-"""Errors that are the user's to mend, and how a command line tells them."""
+"""Every error that a user can mend, every exit code, and the one place that prints them.
+
+code  meaning
+0     done
+1     a bug, or another rank failed; `imagelmdb verify` found damage
+2     the user's mistake: the message has the value and the way out
+3     training diverged; or a conversion is unfinished, because some files are no images
+4     disk full
+75    stopped by SIGTERM or SIGUSR1 after a checkpoint: run the same command again
+130   interrupted (Ctrl-C)
+"""
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import sys
 from collections.abc import Callable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """A wrong path, option or file; the message holds the value and the way out."""
+    """A wrong path, option or file. The message has the value and the way out."""
 
     exit_code = 2
 
 
 class DiskFullError(UserError):
-    """No room for what was to be written; all before it is kept."""
+    """No room for what should be written. Everything before it is kept."""
 
     exit_code = 4
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, whose complaint is one line."""
+class StoreError(UserError):
+    """A store that is missing, damaged, unfinished or of another kind. The message says what and where."""
 
-    def error(self, message: str):
-        raise UserError(f"{message} (see {self.prog} --help)")
+
+class UnfinishedStoreError(StoreError):
+    """A store whose conversion has not ended. The message says how to finish it."""
+
+
+class BadImageError(UserError):
+    """Bytes that are no sound image. Nothing replaces them with other pixels."""
+
+    row = 0  # in the batch
+
+
+class Diverged(Exception):
+    """The loss or a weight is no longer finite."""
+
+    exit_code = 3
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and its checkpoint is written."""
+
+    exit_code = 75  # EX_TEMPFAIL: a launcher may queue the run again
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command line's main: the user's mistakes become one line and an exit code, no traceback."""
+    """Run a command line's main. A user's mistake becomes one line and an exit code, no traceback."""
     try:
         code = command()
         sys.stdout.flush()
         return code
     except UserError as error:
-        return _complain(str(error), error.exit_code)
+        return complain(error)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        exit_code = DiskFullError.exit_code if error.errno in DISK_FULL else UserError.exit_code
-        return _complain(f"{where}{error.strerror or error}", exit_code)
+        kind = DiskFullError if error.errno in DISK_FULL else UserError
+        return complain(kind(f"{where}{error.strerror or error}"))
     except UnicodeEncodeError as error:
-        return _complain(f"the name {error.object!r} is not valid text", UserError.exit_code)
+        return complain(UserError(f"the name {error.object!r} is not valid text"))
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        print("interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
 
 
-def _complain(message: str, exit_code: int) -> int:
+def complain(error: UserError | Diverged | Stopped) -> int:
+    """Print the error as one line; return its exit code."""
+    prefix = "error: " if isinstance(error, UserError) else ""
     if sys.stderr is not None:
-        prefix = "" if exit_code == 130 else "error: "
-        print(f"{prefix}{' '.join(message.split())}", file=sys.stderr)
-    return exit_code
+        print(f"{prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return error.exit_code

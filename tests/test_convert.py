@@ -19,11 +19,11 @@ import simplejpeg
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import BadImageError, StoreError, UnfinishedStoreError, UserError
 from imagelmdb.sample import make_odd_files, make_tree
 from imagelmdb.store.convert import convert
-from imagelmdb.store.format import JOURNAL_PREFIX, StoreError, UnfinishedStoreError
-from imagelmdb.store.images import BadImageError, Encoding, encode_image
+from imagelmdb.store.encode import Encoding, encode_image
+from imagelmdb.store.format import JOURNAL_PREFIX
 from imagelmdb.store.info import describe
 from imagelmdb.store.lmdbfile.environment import open_environment
 from imagelmdb.store.output import Output
@@ -406,7 +406,7 @@ def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_store(tree, tmp_p
     duration = time.monotonic() - started
     code = (
         "import sys, imagelmdb.store.convert as c\n"
-        "from imagelmdb.store.images import BadImageError, Encoding, encode_image\n"
+        "from imagelmdb.store.encode import Encoding, encode_image\n"
         "from imagelmdb.store.sources import open_source\n"
         "c._COMMIT_BYTES = 50_000\n"  # many transactions, so that kills fall into and between them
         f"encode_image(open({str(one)!r}, 'rb').read(), Encoding())\n"

@@ -10,8 +10,7 @@ from stores import make_tree, write_store
 
 from imagelmdb.data.loader import make_eval_loader, make_train_loader
 from imagelmdb.decode.dali import DaliLoader
-from imagelmdb.decode.libjpeg import DecodeError
-from imagelmdb.errors import UserError
+from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.sample import make_odd_files
 from imagelmdb.store.reader import LMDBStore
 
@@ -172,7 +171,7 @@ def test_a_damaged_record_is_named_also_where_its_jpeg_decodes(tree, tmp_path, w
     damaged = tmp_path / "damaged.lmdb"
     damaged.write_bytes(data)
     loader = on_dali(eval_loader(damaged), workers=workers)
-    with pytest.raises(DecodeError, match=rf"key 00000037 \(index 37, {name}\) .* checksum differs"):
+    with pytest.raises(BadImageError, match=rf"key 00000037 \(index 37, {name}\) .* checksum differs"):
         read(loader)
 
 
@@ -182,7 +181,7 @@ def test_a_truncated_file_is_named_after_the_batches_before_it(tmp_path):
     file = copy / "a" / "4.JPEG"
     file.write_bytes(file.read_bytes()[:-700])
     batches = []
-    with pytest.raises(DecodeError, match=r"a/4.JPEG \(index 4, a/4.JPEG\) does not decode"):
+    with pytest.raises(BadImageError, match=r"a/4.JPEG \(index 4, a/4.JPEG\) does not decode"):
         for batch in on_dali(eval_loader(copy, batch_size=2)).epoch(0):
             batches.append(batch)
     assert len(batches) == 2
@@ -267,5 +266,5 @@ def test_a_truncated_file_is_named_on_the_gpu(tmp_path):
     copy = make_tree(tmp_path / "tree", {"a": 9})
     file = copy / "a" / "4.JPEG"
     file.write_bytes(file.read_bytes()[: len(file.read_bytes()) // 3])
-    with pytest.raises(DecodeError, match=r"a/4.JPEG"):
+    with pytest.raises(BadImageError, match=r"a/4.JPEG"):
         read(eval_loader(copy, batch_size=2, decode="gpu"))

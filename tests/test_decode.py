@@ -9,7 +9,8 @@ from jpegs import make_jpeg, make_pixels
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from imagelmdb.decode.libjpeg import DecodeError, decode, decode_batch, read_image, read_size
+from imagelmdb.decode.libjpeg import decode, decode_batch, read_image, read_size
+from imagelmdb.errors import BadImageError
 from imagelmdb.jpeg.tile import tile_jpeg
 from imagelmdb.order.plan import plan_eval, plan_train
 from imagelmdb.sample import make_photo
@@ -96,7 +97,7 @@ def test_a_batch_decodes_as_its_images_do_and_says_which_is_damaged():
     for row in (3, 36):  # of a tiled JPEG and of a file
         image = records[row].image
         damaged = [*records[:row], records[row]._replace(image=image[: len(image) // 2]), *records[row + 1 :]]
-        with pytest.raises(DecodeError) as caught:
+        with pytest.raises(BadImageError) as caught:
             decode_batch(damaged, boxes, 32, flips=flips, out=out)
         assert caught.value.row == row
 
@@ -145,7 +146,7 @@ def test_damage_is_an_error_and_never_pixels(damage, tiled):
         "empty": b"",
         "junk and truncated": whole[:half] + b"\x12\x34\xff\xd9",
     }[damage]
-    with pytest.raises(DecodeError):
+    with pytest.raises(BadImageError):
         decode(record._replace(image=memoryview(damaged)), (0, 0, 90, 70), 32)
 
 
@@ -153,7 +154,7 @@ def test_a_box_outside_the_image_is_an_error():
     jpeg = make_jpeg(90, 70)
     for record in (file_record(jpeg), tiled_record(jpeg), raw_record(make_pixels(90, 70))):
         for box in ((50, 0, 50, 70), (-1, 5, 20, 20), (5, -1, 20, 20), (5, 60, 20, 20), (5, 5, 0, 20)):
-            with pytest.raises(DecodeError, match="does not lie in"):
+            with pytest.raises(BadImageError, match="does not lie in"):
                 decode(record, box, 32)
 
 

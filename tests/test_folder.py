@@ -5,7 +5,7 @@ import pytest
 from stores import make_tree
 from torchvision.datasets import ImageFolder
 
-from imagelmdb.store.format import StoreError
+from imagelmdb.errors import StoreError
 from imagelmdb.store.image_files import FolderStore
 
 
@@ -35,5 +35,5 @@ def test_a_wrong_path_is_named(tmp_path):
         with pytest.raises(StoreError, match=str(path)):
             FolderStore(path)
     (tmp_path / "empty_class").mkdir()
-    with pytest.raises(StoreError, match="no images"):
+    with pytest.raises(StoreError, match="no image for the class empty_class"):
         FolderStore(tmp_path)

@@ -20,9 +20,9 @@ from PIL import Image
 
 from imagelmdb.data.imagefolder import ImageFolderLMDB
 from imagelmdb.data.loader import make_eval_loader
+from imagelmdb.errors import StoreError
 from imagelmdb.store.convert import convert
-from imagelmdb.store.format import StoreError
-from imagelmdb.store.images import Encoding
+from imagelmdb.store.encode import Encoding
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
 
@@ -34,7 +34,7 @@ READ_DAMAGED = """
 import random, resource, sys
 from pathlib import Path
 
-from imagelmdb.store.format import StoreError
+from imagelmdb.errors import StoreError
 from imagelmdb.store.reader import LMDBStore
 
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))  # damage must not ask for huge memory

@@ -7,7 +7,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from imagelmdb.store.format import StoreError
+from imagelmdb.errors import StoreError
 from imagelmdb.store.lmdbfile.datafile import META_PAGE, check_file, check_tree, has_key
 
 # Damages a file in two bytes, time and again, and reads all of it wherever check_tree lets it pass.
@@ -19,7 +19,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from imagelmdb.store.format import StoreError
+from imagelmdb.errors import StoreError
 from imagelmdb.store.lmdbfile.datafile import check_file, check_tree
 
 def read_all(path):

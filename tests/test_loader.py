@@ -9,11 +9,10 @@ from stores import make_tree, write_store
 from torchvision.transforms import v2
 
 from imagelmdb.data.loader import LoaderError, make_eval_loader, make_train_loader
-from imagelmdb.decode.libjpeg import DecodeError, decode
-from imagelmdb.errors import UserError
+from imagelmdb.decode.libjpeg import decode
+from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.order.plan import plan_eval
-from imagelmdb.order.shards import find_local_shards
-from imagelmdb.store.reader import LMDBStore
+from imagelmdb.store.reader import LMDBStore, find_local_shards
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +213,7 @@ def test_a_corrupt_record_stops_the_run_and_is_named(tree, tmp_path, workers):
     data[at : at + 512] = bytes(512)  # as a disk loses a sector
     damaged = tmp_path / "damaged.lmdb"
     damaged.write_bytes(data)
-    with pytest.raises(DecodeError, match=rf"damaged.lmdb key 00000037 \(index 37, {name}\)") as caught:
+    with pytest.raises(BadImageError, match=rf"damaged.lmdb key 00000037 \(index 37, {name}\)") as caught:
         read(eval_loader(damaged, workers=workers, size=32))
     assert "Traceback" not in str(caught.value)
 

@@ -12,7 +12,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from imagelmdb.store.format import StoreError
+from imagelmdb.errors import StoreError
 from imagelmdb.store.legacy import arrow, packed, pickled, protobuf
 from imagelmdb.store.legacy.database import DAMAGE
 from imagelmdb.store.legacy.key_list import Keys

@@ -17,8 +17,9 @@ import msgpack
 import numpy as np
 import pytest
 
+from imagelmdb.errors import StoreError
 from imagelmdb.store.convert import convert
-from imagelmdb.store.format import ARRAYS, META_KEY, StoreError, make_key
+from imagelmdb.store.format import ARRAYS, META_KEY, make_key
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
 from imagelmdb.store.verify import verify

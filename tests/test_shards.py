@@ -1,7 +1,7 @@
 import pytest
 
+from imagelmdb.errors import StoreError
 from imagelmdb.order.shards import place_shards
-from imagelmdb.store.format import StoreError
 
 
 def test_every_shard_is_read_on_one_node_that_has_it():

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 
 from imagelmdb.errors import UserError
+from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import FORMAT_VERSION, Meta, checksum, pack_record
-from imagelmdb.store.images import Encoding, encode_image
 from imagelmdb.store.writer import Row, ShardWriter
 
 CACHE_SOURCE = "dataset "  # how a cache's source begins

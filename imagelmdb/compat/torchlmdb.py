@@ -25,10 +25,9 @@ from torchvision.datasets.vision import StandardTransform
 
 from imagelmdb.compat.cache import CACHE_SOURCE, CacheSettings, find_held, write_cache
 from imagelmdb.compat.temporary import TemporaryFile
-from imagelmdb.decode.libjpeg import DecodeError, read_image
-from imagelmdb.errors import UserError
-from imagelmdb.store.format import StoreError
-from imagelmdb.store.images import Encoding
+from imagelmdb.decode.libjpeg import read_image
+from imagelmdb.errors import BadImageError, StoreError, UserError
+from imagelmdb.store.encode import Encoding
 from imagelmdb.store.reader import LMDBStore, read_state
 
 OUTPUTS = ("pil", "chw", "hwc")
@@ -143,8 +142,8 @@ class DatasetLMDB(Dataset):
                 image = Image.fromarray(np.ascontiguousarray(record.image[:, :, 0]))
             else:
                 image = read_image(record).convert("L" if grey else "RGB")
-        except DecodeError as error:
-            raise DecodeError(f"{self.store.key(index)} does not decode: {error}") from error
+        except BadImageError as error:
+            raise BadImageError(f"{self.store.key(index)} does not decode: {error}") from error
         if self.output == "pil":
             return image, record.label
         pixels = torch.from_numpy(np.array(image))

@@ -11,7 +11,7 @@ from typing import Any
 
 from imagelmdb.errors import UserError
 from imagelmdb.store.convert import Report, convert
-from imagelmdb.store.images import Encoding
+from imagelmdb.store.encode import Encoding
 from imagelmdb.store.sources import DatasetSource, ListSource
 from imagelmdb.store.sources.listing import index_labels, read_lines
 from imagelmdb.store.sources.source import digest

@@ -18,8 +18,8 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from imagelmdb.data.memory import Pool
-from imagelmdb.decode.libjpeg import DecodeError, decode_batch, read_size
-from imagelmdb.errors import UserError
+from imagelmdb.decode.libjpeg import decode_batch, read_size
+from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.order.plan import plan_eval, plan_seeds, plan_train
 from imagelmdb.order.sampler import Sampler
 from imagelmdb.store.format import Record
@@ -125,7 +125,7 @@ class BatchDataset(Dataset):
         flips = crops.flips[chosen].tolist()
         try:
             decode_batch(records, boxes, size, flips=flips, out=images, **self.decode_options)
-        except DecodeError as error:
+        except BadImageError as error:
             raise self.name_record(crops.indices[chosen[error.row]], error) from error
         return images
 
@@ -152,17 +152,17 @@ class BatchDataset(Dataset):
         for i, record in enumerate(records):
             try:
                 sizes[i] = read_size(record)
-            except DecodeError as error:
+            except BadImageError as error:
                 raise self.name_record(indices[i], error) from error
         return sizes
 
-    def name_record(self, index: int, error: DecodeError) -> DecodeError:
+    def name_record(self, index: int, error: BadImageError) -> BadImageError:
         store = self.store
         lmdb = isinstance(store, LMDBStore)
         way_out = (
             f"`python -m imagelmdb verify {store.path}` lists all such" if lmdb else "replace or delete it"
         )
-        return DecodeError(
+        return BadImageError(
             f"{store.key(index)} (index {index}, {store.name(index)}) does not decode: {error}; {way_out}"
         )
 

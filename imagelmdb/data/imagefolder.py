@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torchvision.datasets import VisionDataset
 
-from imagelmdb.decode.libjpeg import DecodeError, read_image
-from imagelmdb.errors import UserError
+from imagelmdb.decode.libjpeg import read_image
+from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.order.blocks import BLOCK_RECORDS
 from imagelmdb.order.rng import BLOCK, BUFFER, make_key, permute
 from imagelmdb.store.reader import LMDBStore
@@ -144,8 +144,8 @@ def _load(store: LMDBStore, index: int, transforms: Callable | None) -> tuple[An
     record = store[index]
     try:
         image = read_image(record)
-    except DecodeError as error:
-        raise DecodeError(f"{store.key(index)} ({store.name(index)}) does not decode: {error}") from error
+    except BadImageError as error:
+        raise BadImageError(f"{store.key(index)} ({store.name(index)}) does not decode: {error}") from error
     return transforms(image, record.label) if transforms else (image, record.label)
 
 

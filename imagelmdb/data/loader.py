@@ -22,13 +22,12 @@ from torch.utils.data import DataLoader
 from imagelmdb.data.batches import BatchDataset, EvalCrop, Request, TrainCrop, Transform
 from imagelmdb.data.memory import Pool, make_slot
 from imagelmdb.data.signals import heed_parent_alone, held_back
-from imagelmdb.errors import UserError
+from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.sampler import Sampler
-from imagelmdb.order.shards import find_local_shards, place_shards
-from imagelmdb.store.format import StoreError
+from imagelmdb.order.shards import place_shards
 from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.lmdbfile.datafile import check_file
-from imagelmdb.store.reader import LMDBStore, find_files
+from imagelmdb.store.reader import LMDBStore, find_files, find_local_shards
 
 DECODERS = ("cpu", "gpu", "pillow")
 BATCHES_PER_WORKER = 2  # that are ready or in the making

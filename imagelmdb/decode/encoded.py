@@ -17,11 +17,11 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from imagelmdb.data.batches import BatchDataset, Crops, Request
-from imagelmdb.decode.libjpeg import DecodeError, is_plain_jpeg
-from imagelmdb.errors import UserError
+from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError
 from imagelmdb.store.format import checksum
+from imagelmdb.store.images import is_plain_jpeg
 from imagelmdb.store.reader import LMDBStore, Shard
 
 
@@ -79,7 +79,7 @@ class EncodedDataset(Dataset):
             if not len(record.tiles):
                 return record.image if is_plain_jpeg(record.image) else None
             window = find_window(record.image, record.tiles, tuple(box.tolist()))
-        except (JPEGError, DecodeError) as error:
+        except (JPEGError, BadImageError) as error:
             raise self.dataset.name_record(index, error) from error
         box[:2] = window.left, window.top
         return window
@@ -91,7 +91,7 @@ class EncodedDataset(Dataset):
         if isinstance(part, Shard):  # folders and older tools' stores have no checksums
             image, label, tiles, check = part.read(local)
             if checksum(image, label, tiles) != check:
-                raise DecodeError("its checksum differs")
+                raise BadImageError("its checksum differs")
         self._checked[index] = True
 
 

@@ -11,20 +11,18 @@ the reference, and within 1 of 255 in every pixel.
 
 from __future__ import annotations
 
-import io
-import re
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 import torch
 from PIL import Image
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import BadImageError
 from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError
+from imagelmdb.store import images
 from imagelmdb.store.format import Record
 
 Box = tuple[int, int, int, int]
@@ -33,20 +31,10 @@ Box = tuple[int, int, int, int]
 # process: to set the filter for each image would cost more than to copy it.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
-_JPEG_START = b"\xff\xd8\xff"
-_FOUR_INKS = ("CMYK", "YCCK")
 _DCT_SCALES = (8, 4, 2)  # only these have SIMD in libjpeg-turbo
 # Images cut out before the first of them is decoded: Python's and numpy's code is slow when it runs again
 # after a decode, which fills the caches. Cutting out 64 at a time takes 9 % off the whole.
 _GROUP = 64
-# Two of ImageNet's files; what the decoder made of them is whole.
-_JUNK_AT_END = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-
-
-class DecodeError(UserError):
-    """Bytes that are no sound image; never replaced by other pixels."""
-
-    row = 0  # of the batch
 
 
 class Part(NamedTuple):
@@ -84,7 +72,7 @@ def decode_batch(
     dct_scale: bool = False,
     pillow: bool = False,
 ) -> None:
-    """Decode each record's box into its `out`. A DecodeError says in `row` which failed.
+    """Decode each record's box into its `out`. A BadImageError says in `row` which failed.
 
     dct_scale: where the box is at least 2, 4 or 8 times `size`, let the JPEG decoder shrink by that. Such
     boxes take 0.6 to 0.7 of the time; on generated photos pixels change by 2.1 to 2.8 of 255 in the mean.
@@ -104,39 +92,23 @@ def decode_batch(
             sources = cut_out([part.source for part in found])
             for row, part, source in zip(rows, found, sources, strict=True):
                 resize(decode_part(part, source, flips[row]), out[row])
-    except DecodeError as error:
+    except BadImageError as error:
         error.row = row
         raise
 
 
 def read_image(record: Record) -> Image.Image:
-    """The whole image as torchvision's ImageFolder loads it."""
+    """The whole image, as torchvision's ImageFolder loads it."""
     if isinstance(record.image, np.ndarray):
         return Image.fromarray(record.image)
-    return _open_with_pillow(record.image)
+    return images.open_image(record.image)
 
 
 def read_size(record: Record) -> tuple[int, int]:
     """(width, height), from the header alone."""
     if isinstance(record.image, np.ndarray):
         return record.image.shape[1], record.image.shape[0]
-    try:
-        if record.image[:3] == _JPEG_START:
-            height, width, *_ = simplejpeg.decode_jpeg_header(record.image)
-            return width, height
-        return Image.open(io.BytesIO(record.image)).size
-    except (OSError, ValueError) as error:
-        raise DecodeError(str(error)) from error
-
-
-def is_plain_jpeg(data: bytes | memoryview) -> bool:
-    """Whether this is a JPEG of colours or greys that any decoder takes; DecodeError on a broken header."""
-    if data[:3] != _JPEG_START:
-        return False
-    try:
-        return simplejpeg.decode_jpeg_header(data)[2] not in _FOUR_INKS
-    except ValueError as error:
-        raise DecodeError(str(error)) from error
+    return images.read_size(record.image)
 
 
 def _find(record: Record, box: Box, scale: int) -> Part:
@@ -147,7 +119,7 @@ def _find(record: Record, box: Box, scale: int) -> Part:
     try:
         window = find_window(record.image, record.tiles, box, scale=scale)
     except JPEGError as error:
-        raise DecodeError(str(error)) from error
+        raise BadImageError(str(error)) from error
     return Part(window, (window.left, window.top, *box[2:]), scale)
 
 
@@ -161,16 +133,16 @@ def decode_part(part: Part, source: bytes | memoryview | np.ndarray, flip: bool)
     if isinstance(source, np.ndarray):
         pixels = source
     elif isinstance(found, Window):
-        pixels = _decode_jpeg(source, scale, colours)
+        pixels = images.decode_jpeg(source, colours, scale)
     else:
-        pixels = _decode_file(source, scale, colours)
+        pixels = images.decode_pixels(source, colours, scale)
     if scale > 1:
         edges = (left, top, left + width, top + height)
         left, top, right, bottom = ((edge + scale // 2) // scale for edge in edges)
         width, height = right - left, bottom - top
     full_height, full_width = pixels.shape[:2]
     if not (0 <= left < left + width <= full_width and 0 <= top < top + height <= full_height):
-        raise DecodeError(
+        raise BadImageError(
             f"box {(left, top, width, height)} does not lie in an image of {full_width} x {full_height} px"
         )
     # Few calls and views: behind a decode, which leaves cold caches, each costs 10 us.
@@ -188,39 +160,6 @@ def resize(image: torch.Tensor, out: torch.Tensor) -> None:
     """As F.interpolate(antialias=True), which has no `out`."""
     size = tuple(out.shape[1:])
     torch._C._nn._upsample_bilinear2d_aa(image, size, False, None, None, out=out.unsqueeze(0))
-
-
-def _decode_jpeg(data: bytes | memoryview, scale: int, colours: str) -> np.ndarray:
-    try:
-        if scale == 1:
-            return simplejpeg.decode_jpeg(data, colours)
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
-        return simplejpeg.decode_jpeg(data, colours, min_factor=2, **least)
-    except ValueError as error:  # libjpeg's warnings too
-        raise DecodeError(str(error)) from error
-
-
-def _decode_file(data: memoryview, scale: int, colours: str) -> np.ndarray:
-    """Bytes as they come in folders and in older tools' stores: also CMYK, and other formats than JPEG."""
-    try:
-        if not is_plain_jpeg(data):
-            pixels = np.array(_open_with_pillow(data))[scale // 2 :: scale, scale // 2 :: scale]
-            return (pixels if colours == "RGB" else pixels[:, :, ::-1]).copy()
-        return _decode_jpeg(data, scale, colours)
-    except DecodeError as error:
-        junk = _JUNK_AT_END.search(str(error))
-        if not junk:
-            raise
-        end = bytes(data).rindex(b"\xff\xd9")
-        return _decode_jpeg(bytes(data[: end - int(junk[1])]) + b"\xff\xd9", scale, colours)
-
-
-def _open_with_pillow(data: bytes | memoryview) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DecodeError(str(error)) from error
 
 
 def _decode_with_pillow(record: Record, box: Box, size: int, flip: bool) -> torch.Tensor:

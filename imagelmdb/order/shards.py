@@ -8,15 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 
-from imagelmdb.store.format import StoreError
-from imagelmdb.store.reader import LMDBStore
-
-
-def find_local_shards(path: str | Path) -> dict[int, int]:
-    """The records of each shard that lies here, in the order of LMDBStore(path, partial=True)."""
-    return {part.meta.shard: part.meta.count for part in LMDBStore(path, partial=True).parts}
+from imagelmdb.errors import StoreError
 
 
 def place_shards(node_shards: Sequence[Mapping[int, int]], shards: int) -> list[list[range]]:

@@ -17,8 +17,8 @@ import numpy as np
 
 from imagelmdb.errors import UserError
 from imagelmdb.parallel import count_cores, map_in_order
+from imagelmdb.store.encode import Encoding
 from imagelmdb.store.format import FORMAT_VERSION, Meta, digest_arrays
-from imagelmdb.store.images import Encoding
 from imagelmdb.store.output import Output
 from imagelmdb.store.progress import Progress
 from imagelmdb.store.reader import LMDBStore

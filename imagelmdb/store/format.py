@@ -32,7 +32,7 @@ from typing import NamedTuple
 import msgpack
 import numpy as np
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import StoreError
 
 FORMAT_VERSION = 1
 
@@ -51,14 +51,6 @@ ARRAYS = {  # name -> key, dtype on disk, shape of one row
     "positions": (b"__positions__", np.dtype("<i8"), ()),
     "extents": (b"__extents__", np.dtype("<i8"), (2,)),
 }
-
-
-class StoreError(UserError):
-    """A store that is absent, damaged, foreign or unfinished; names what and where."""
-
-
-class UnfinishedStoreError(StoreError):
-    """A store whose conversion has not ended; says how to finish it."""
 
 
 class Record(NamedTuple):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import filelock
 
-from imagelmdb.errors import UserError
-from imagelmdb.store.format import StoreError
+from imagelmdb.errors import StoreError, UserError
 from imagelmdb.store.reader import SHARD_PATTERN, State, read_state
 from imagelmdb.store.sources import FolderSource, Source, StoreSource
 

@@ -16,17 +16,8 @@ from typing import NamedTuple
 import msgpack
 import numpy as np
 
-from imagelmdb.store.format import (
-    ARRAYS,
-    META_KEY,
-    UNFINISHED_KEY,
-    Meta,
-    Record,
-    StoreError,
-    UnfinishedStoreError,
-    make_key,
-    unpack_record,
-)
+from imagelmdb.errors import StoreError, UnfinishedStoreError
+from imagelmdb.store.format import ARRAYS, META_KEY, UNFINISHED_KEY, Meta, Record, make_key, unpack_record
 from imagelmdb.store.legacy.database import LegacyStore
 from imagelmdb.store.legacy.formats import open_legacy
 from imagelmdb.store.lmdbfile import datafile
@@ -221,6 +212,11 @@ def find_files(path: Path) -> list[Path]:
             f"(a folder of images becomes one with: python folder2lmdb.py --dataset {path} -o STORE)"
         )
     return shards
+
+
+def find_local_shards(path: str | Path) -> dict[int, int]:
+    """The records of each shard that lies here, in the order of LMDBStore(path, partial=True)."""
+    return {part.meta.shard: part.meta.count for part in LMDBStore(path, partial=True).parts}
 
 
 class State(NamedTuple):

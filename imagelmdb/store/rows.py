@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from imagelmdb.errors import BadImageError
+from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import checksum, pack_record
-from imagelmdb.store.images import Encoding, encode_image
 from imagelmdb.store.sources import Source
 from imagelmdb.store.writer import Row
 
@@ -23,7 +24,7 @@ def make_row(source: Source, item: int, position: int, how: Encoding) -> Row | B
     try:
         sample = source.read(item)
         image, tiles, width, height, note = encode_image(sample.image, how)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadImageError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return Bad(position, name, " ".join(reason.split()))
     check = checksum(image, sample.label, tiles)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from imagelmdb.errors import UserError
-from imagelmdb.store.format import StoreError
-from imagelmdb.store.images import BadImageError, decode_image
+from imagelmdb.errors import BadImageError, StoreError, UserError
+from imagelmdb.store.images import open_image
 from imagelmdb.store.reader import LMDBStore
 
 _CELL = 160  # px
@@ -33,7 +32,7 @@ def draw_sheet(store: LMDBStore, indices: Sequence[int] | None = None, count: in
         top = 8 + place // columns * (_CELL + _CAPTION + 8)
         record = store[index]
         try:
-            image = Image.fromarray(record.image) if store.encoding == "raw" else decode_image(record.image)
+            image = Image.fromarray(record.image) if store.encoding == "raw" else open_image(record.image)
         except BadImageError as error:
             raise StoreError(f"{store.key(index)}: {error}") from error
         image.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.parallel import count_cores, map_in_order
-from imagelmdb.store.format import Record, StoreError, checksum, digest_arrays
-from imagelmdb.store.images import BadImageError, decode_image
+from imagelmdb.store.format import Record, checksum, digest_arrays
+from imagelmdb.store.images import open_image
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.progress import Progress
 from imagelmdb.store.reader import LMDBStore, Shard, find_files
@@ -77,4 +77,4 @@ def _decoded_size(record: Record, encoding: str) -> tuple[int, int]:
     if encoding == "raw":
         height, width = record.image.shape[:2]
         return width, height
-    return decode_image(record.image).size
+    return open_image(record.image).size

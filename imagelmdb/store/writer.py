@@ -19,7 +19,7 @@ import lmdb
 import msgpack
 import numpy as np
 
-from imagelmdb.errors import DISK_FULL, DiskFullError
+from imagelmdb.errors import DISK_FULL, DiskFullError, StoreError
 from imagelmdb.store.format import (
     ARRAYS,
     FORMAT_VERSION,
@@ -29,7 +29,6 @@ from imagelmdb.store.format import (
     META_KEY,
     UNFINISHED_KEY,
     Meta,
-    StoreError,
     digest_arrays,
     make_key,
 )

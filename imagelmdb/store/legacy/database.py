@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagelmdb.store.format import Record, StoreError
+from imagelmdb.errors import StoreError
+from imagelmdb.store.format import Record
 from imagelmdb.store.legacy.places import Places
 from imagelmdb.store.lmdbfile.environment import Environment
 

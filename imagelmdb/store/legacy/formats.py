@@ -16,7 +16,8 @@ from functools import partial
 
 import numpy as np
 
-from imagelmdb.store.format import KEYS_KEY, LEN_KEY, StoreError
+from imagelmdb.errors import StoreError
+from imagelmdb.store.format import KEYS_KEY, LEN_KEY
 from imagelmdb.store.legacy import arrow, packed, pickled, protobuf
 from imagelmdb.store.legacy.database import DAMAGE, MAX_CLASSES, LegacyStore
 from imagelmdb.store.legacy.key_list import Keys

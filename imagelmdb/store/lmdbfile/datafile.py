@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagelmdb.store.format import StoreError
+from imagelmdb.errors import StoreError
 from imagelmdb.store.lmdbfile.pages import NO_PAGE, TREE, Pages, Values
 
 MAGIC = 0xBEEFC0DE

@@ -18,7 +18,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from imagelmdb.store.format import StoreError
+from imagelmdb.errors import StoreError
 from imagelmdb.store.lmdbfile import datafile
 
 _MAX_SUB_DATABASES = 4096  # TorchRecord keeps each part in a named one

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagelmdb.store.format import StoreError
+from imagelmdb.errors import StoreError
 from imagelmdb.store.lmdbfile.keys import Keys, less
 
 PAGE_HEADER = 16  # bytes

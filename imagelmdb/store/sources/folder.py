@@ -7,7 +7,7 @@ from array import array
 from pathlib import Path
 
 from imagelmdb.errors import UserError
-from imagelmdb.store.files import read_file
+from imagelmdb.store.images import read_image_file
 from imagelmdb.store.sources.devkit import read_devkit
 from imagelmdb.store.sources.source import IMAGE_SUFFIXES, ListedSource, Texts, order_as_folder
 
@@ -38,7 +38,7 @@ class FolderSource(ListedSource):
         super().__init__(f"folder {root}", classes, labels, names)
 
     def read_image(self, index: int) -> bytes:
-        return read_file(self.root / self.paths[index])
+        return read_image_file(self.root / self.paths[index])
 
 
 def list_entries(root: Path) -> tuple[list[str], list[str]]:
@@ -56,9 +56,10 @@ def list_entries(root: Path) -> tuple[list[str], list[str]]:
 def check_class_folders(root: str | Path, folders: list[str], files: list[str]) -> None:
     if not folders and files:
         raise UserError(
-            f"{root} is flat: {len(files)} images and no class folders. For ImageNet's val images pass "
-            "--devkit ILSVRC2012_devkit_t12.tar.gz, with this folder or with ILSVRC2012_img_val.tar; or else "
-            "a list file of `path label` lines, or a folder with one folder a class"
+            f"{root} is flat: {len(files)} images and no class folders. For ImageNet's val images run "
+            "folder2lmdb.py with --devkit ILSVRC2012_devkit_t12.tar.gz, on this folder or on "
+            "ILSVRC2012_img_val.tar; for others, on a list file of `path label` lines, or sort them into "
+            "one folder a class"
         )
     if not folders:
         raise UserError(f"no class folders and no images in {root}: pass a folder with one folder a class")

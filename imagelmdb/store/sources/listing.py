@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from imagelmdb.errors import UserError
-from imagelmdb.store.files import read_file
+from imagelmdb.store.images import read_image_file
 from imagelmdb.store.sources.source import ListedSource, Texts, are_unique, as_folder_name, read_class_names
 
 
@@ -41,7 +41,7 @@ class ListSource(ListedSource):
         super().__init__(f"list {path}", classes, labels, names)
 
     def read_image(self, index: int) -> bytes:
-        return read_file(self.root / self.paths[index])
+        return read_image_file(self.root / self.paths[index])
 
 
 def read_lines(path: Path) -> tuple[Texts, Texts, array]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagelmdb.store.format import StoreError
+from imagelmdb.errors import StoreError
 from imagelmdb.store.reader import LMDBStore, Shard
 from imagelmdb.store.sources.source import Sample, Texts, digest
 
