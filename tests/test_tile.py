@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +118,20 @@ def test_photos_get_smaller():
 def test_cmyk_is_refused_with_the_reason():
     with pytest.raises(JPEGError, match="CMYK"):
         tile_jpeg(make_jpeg(30, 20, mode="CMYK"))
+
+
+def test_compiled_code_is_not_reused_when_any_file_of_the_package_changes(tmp_path):
+    """numba's own check sees only the file of the function itself."""
+    package = Path(__file__).parent.parent / "imagelmdb"
+    shutil.copytree(package, tmp_path / "imagelmdb", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [
+        sys.executable,
+        "-c",
+        "from imagelmdb.jpeg import entropy; print(entropy.read_tokens.__qualname__)",
+    ]
+    names = []
+    for _ in range(2):
+        names.append(subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout)
+        with (tmp_path / "imagelmdb/jpeg/huffman.py").open("a") as file:
+            file.write("# another line")
+    assert names[0] != names[1]

@@ -65,8 +65,7 @@ class Written(NamedTuple):
 
 
 def tile_jpeg(data: bytes, tile_width: int | None = None, *, tile_bytes: int = TILE_BYTES) -> Tiled:
-    """Re-code a JPEG in tiles that are one MCU high. Raise JPEGError if it cannot be re-coded, with the
-    reason.
+    """Re-code a JPEG in tiles that are one MCU high. Raise JPEGError with the reason if that fails.
 
     Tiles are at least tile_width px wide, if that is given. Otherwise they are as wide as it takes for
     tile_bytes bytes of the original. The last tile of a row takes the rest of the row. An image that is too
