@@ -263,6 +263,17 @@ def test_the_entry_point_starts_the_program_that_its_arguments_ask_for(arguments
     assert text.splitlines()[-1] == program.format(root=ROOT)
 
 
+# the picture of the README
+
+
+def test_the_picture_is_drawn_from_the_photo_beside_it(tmp_path):
+    photo = ROOT / "docs/coffee.jpg"
+    text = run(sys.executable, SCRIPTS / "draw_tiles.py", tmp_path / "tiles.png", photo, PYTHONPATH=ROOT)
+    part, whole, slices = map(int, re.search(r"(\d+) of (\d+) bytes, (\d+) slices", text).groups())
+    assert part < whole / 3 and slices == 22
+    assert (tmp_path / "tiles.png").stat().st_size < 300_000
+
+
 # quickstart
 
 
