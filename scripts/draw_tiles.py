@@ -95,8 +95,8 @@ def draw(tiled: Tiled, crop: Crop) -> Image.Image:
     draw_bar(pen, (MARGIN, bar, right + sample_px, bar + BAR_HEIGHT), tiled, crop)
     share = 100 * len(crop.jpeg) / len(tiled.data)
     text = (
-        f"The file: {len(tiled.data):,} bytes. In colour: the {len(crop.slices)} slices that are read. With a header "
-        f"they are a valid JPEG of {len(crop.jpeg):,} bytes ({share:.0f} %)."
+        f"The file: {len(tiled.data):,} bytes. In colour: the {len(crop.slices)} slices that are read. "
+        f"With a header they are a valid JPEG of {len(crop.jpeg):,} bytes ({share:.0f} %)."
     )
     write(pen, MARGIN, bar + BAR_HEIGHT + 10, text, INK, 19)
     return canvas
