@@ -46,6 +46,10 @@ class BadImageError(UserError):
 
     row = 0  # in the batch
 
+    def at(self, row: int) -> BadImageError:
+        self.row = row
+        return self
+
 
 class Diverged(Exception):
     """The loss or a weight is no longer finite."""
