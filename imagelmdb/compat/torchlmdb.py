@@ -143,7 +143,7 @@ class DatasetLMDB(Dataset):
             else:
                 image = read_image(record).convert("L" if grey else "RGB")
         except BadImageError as error:
-            raise BadImageError(f"{self.store.key(index)} does not decode: {error}") from error
+            raise BadImageError(f"{self.store.where(index)} does not decode: {error}") from error
         if self.output == "pil":
             return image, record.label
         pixels = torch.from_numpy(np.array(image))

@@ -18,7 +18,7 @@ import numpy as np
 from imagelmdb.errors import UserError
 from imagelmdb.parallel import count_cores, map_in_order
 from imagelmdb.store.encode import Encoding
-from imagelmdb.store.format import FORMAT_VERSION, Meta, digest_arrays
+from imagelmdb.store.format import FORMAT_VERSION, Meta
 from imagelmdb.store.output import Output
 from imagelmdb.store.progress import Progress
 from imagelmdb.store.reader import LMDBStore
@@ -173,7 +173,7 @@ class _Job:
         report.count = facts.total
         report.image_bytes = sum(meta.image_bytes for meta in metas)
         report.store_bytes = sum(file.stat().st_size for file in self.output.files)
-        report.digest = digest_arrays([part.arrays for part in LMDBStore(self.output.path).parts])
+        report.digest = LMDBStore(self.output.path).digest
 
 
 class _Committer:
