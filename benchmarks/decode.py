@@ -27,6 +27,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from imagelmdb.data.batches import BatchDataset, Request, TrainCrop
+from imagelmdb.decode import make_decoder
 from imagelmdb.decode.libjpeg import Part, decode_part, resize
 from imagelmdb.jpeg.crop import Window
 from imagelmdb.order.plan import plan_train
@@ -139,12 +140,16 @@ def full_decode(files: FolderStore) -> Prepare:
 
 def ours(store: LMDBStore | FolderStore) -> Prepare:
     """The very batches of training: order, plan, read, slice, decode, resize; memory is used again."""
-    dataset = BatchDataset(store, Sampler(len(store), batch_size=TURN, shuffle="none"), TrainCrop())
-    return lambda epoch, turn: lambda: dataset.__getitems__(Request(epoch, turn, SIZE))
+    sampler = Sampler(len(store), batch_size=TURN, shuffle="none")
+    dataset = BatchDataset(store, sampler, crop=TrainCrop(), decoder=make_decoder("cpu"))
+    memory = torch.empty(TURN * SIZE * SIZE * 3, dtype=torch.uint8)
+    return lambda epoch, turn: (
+        lambda: dataset.prepare(Request(epoch, turn, SIZE), lambda count: memory[:count])
+    )
 
 
 def floor(store: LMDBStore) -> Prepare:
-    images = torch.empty((TURN, SIZE, SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    images = torch.empty((TURN, SIZE, SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2).split(1)
 
     def prepare(epoch: int, turn: int) -> Callable:
         rows = np.arange(turn * TURN, (turn + 1) * TURN)
@@ -153,7 +158,7 @@ def floor(store: LMDBStore) -> Prepare:
 
         def run() -> None:
             for image, (part, source), flip in zip(images, parts, flips.tolist(), strict=True):
-                resize(decode_part(part, source, flip), image)
+                image.copy_(resize(decode_part(part, source, flip), SIZE))
 
         return run
 
