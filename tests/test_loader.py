@@ -6,6 +6,8 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from processes import run_ranks
 from stores import make_tree, write_store
 from torchvision.transforms import v2
 
@@ -135,6 +137,21 @@ def test_path_and_batch_size_are_enough(tree, store):
         assert images.shape == (4, 3, 224, 224) and labels.shape == (4,)
         images, labels = next(make_eval_loader(path, batch_size=4, workers=0).epoch(0))
         assert images.shape == (4, 3, 224, 224) and labels.shape == (4,)
+
+
+def print_share(path):
+    dist.init_process_group("gloo")
+    labels = [labels.tolist() for _, labels in make_eval_loader(path, batch_size=8, workers=0).epoch(0)]
+    print("share", [label for batch in labels for label in batch], flush=True)
+    dist.destroy_process_group()
+    return 0
+
+
+def test_ranks_of_torch_distributed_share_the_data_by_themselves(store, tmp_path):
+    codes, texts = run_ranks(print_share, store, size=2, output=tmp_path)
+    assert codes == [0, 0], texts
+    labels = LMDBStore(store).labels.tolist()
+    assert f"share {labels[::2]}" in texts[0] and f"share {labels[1::2]}" in texts[1]
 
 
 def test_lmdb_overrules_what_would_be_found_out(tree, store):
