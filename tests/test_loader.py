@@ -1,6 +1,10 @@
 import multiprocessing
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -245,6 +249,22 @@ def test_a_file_that_went_away_is_named(tmp_path):
     (tree / "a" / "3.JPEG").unlink()
     with pytest.raises(UserError, match=r"cannot read .*a/3.JPEG: No such file"):
         read(loader)
+
+
+CAN_UNSHARE = shutil.which("unshare") and not subprocess.call(["unshare", "--mount", "true"])
+
+
+@pytest.mark.skipif(not CAN_UNSHARE, reason="needs root and Linux, to mount a small /dev/shm")
+def test_a_small_dev_shm_is_one_line_with_the_way_out(store):
+    script = (
+        "from imagelmdb.data.loader import make_train_loader\n"
+        f"make_train_loader({str(store)!r}, batch_size=60, workers=1)"
+    )
+    command = f'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} -c "$0"'
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", command, script], capture_output=True, text=True
+    )
+    assert re.search(r"UserError: no room for 27 MB of shared memory .*--shm-size", done.stderr), done.stderr
 
 
 def die(image):

@@ -52,7 +52,7 @@ class StoreLoader:
             # it returns a batch, and that batch is still in its slot.
             slots = BATCHES_PER_WORKER * workers + 1
             share = -(-self.sampler.batch_size // self.sampler.world_size)
-            dataset.slots = torch.empty(slots, share * size * size * 3, dtype=torch.uint8).share_memory_()
+            dataset.slots = _make_shared(slots, share * size * size * 3)
             self._requests.slots = slots
             self._deliveries = DataLoader(
                 dataset,
@@ -132,6 +132,16 @@ class StoreLoader:
             f"a worker that reads {store.path} died. The loader waited for epoch {request.epoch}, step "
             f"{request.step}, whose batch starts with index {first}, {store.where(first)}: {error}"
         )
+
+
+def _make_shared(slots: int, slot_bytes: int) -> Tensor:
+    try:
+        return torch.empty(slots, slot_bytes, dtype=torch.uint8).share_memory_()
+    except RuntimeError as error:
+        raise UserError(
+            f"no room for {slots * slot_bytes / 1e6:.0f} MB of shared memory ({error}): take fewer --workers or "
+            "a smaller --batch-size, or enlarge /dev/shm (docker run --ipc=host, or --shm-size)"
+        ) from error
 
 
 class _Requests:
