@@ -139,8 +139,8 @@ def _make_shared(slots: int, slot_bytes: int) -> Tensor:
         return torch.empty(slots, slot_bytes, dtype=torch.uint8).share_memory_()
     except RuntimeError as error:
         raise UserError(
-            f"no room for {slots * slot_bytes / 1e6:.0f} MB of shared memory ({error}): take fewer --workers or "
-            "a smaller --batch-size, or enlarge /dev/shm (docker run --ipc=host, or --shm-size)"
+            f"no room for {slots * slot_bytes / 1e6:.0f} MB of shared memory ({error}): take fewer "
+            "--workers or a smaller --batch-size, or enlarge /dev/shm (docker run --ipc=host, or --shm-size)"
         ) from error
 
 
