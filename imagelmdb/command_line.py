@@ -75,11 +75,13 @@ OTHER_WORDS = {
     "test-only": "evaluate",
     "threads": "workers",
     "train-data": "train",
+    "train-dataset": "train",
     "train-dir": "train",
     "tta": "flip-tta",
     "use-deterministic-algorithms": "deterministic",
     "val-crop-size": "val-size",
     "val-data": "val",
+    "val-dataset": "val",
     "val-dir": "val",
 }
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -149,7 +151,8 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse(self, kind: str, word: str, names: Iterable[str]) -> None:
         name = word.partition("=")[0]
-        hint = nearest(name, names) or f"; {self.prog} --help lists them all"
+        last = name.rpartition(".")[2]  # ffcv writes --lr.batch_size
+        hint = nearest(last, names) or f"; {self.prog} --help lists them all"
         raise UserError(f"unknown {kind} {name}{hint}")
 
 
