@@ -107,7 +107,7 @@ def test_imagenets_files_become_two_verified_stores_and_a_second_run_only_checks
     for store, count in (("train-lmdb", 6), ("val-lmdb", 2)):
         info = json.loads(run(sys.executable, "-m", "imagelmdb", "info", "--json", tmp_path / "out" / store))
         assert (info["count"], len(info["classes"])) == (count, 2)
-        assert f"{store}: all {count} records are well" in first
+        assert f"{store}: {count} records, all intact" in first
     second = bash(*command)
     assert "found" in second and "passed before: verified" in second and "folder2lmdb" not in second
 

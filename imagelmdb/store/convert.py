@@ -1,6 +1,6 @@
 """convert: from a source to a finished store, in parallel, resumable.
 
-report = convert(open_source("/imagenet/train"), "train-lmdb/")
+report = convert("/imagenet/train", "train-lmdb/")
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from imagelmdb.errors import UserError
 from imagelmdb.parallel import count_cores, map_in_order
 from imagelmdb.store.encode import Encoding
-from imagelmdb.store.format import FORMAT_VERSION, Meta, digest_arrays
+from imagelmdb.store.format import FORMAT_VERSION, Meta
 from imagelmdb.store.output import Output
 from imagelmdb.store.progress import Progress
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.rows import Bad, make_row
-from imagelmdb.store.sources import Source
+from imagelmdb.store.sources import Source, open_source
 from imagelmdb.store.writer import Row, ShardWriter
 
 _COMMIT_BYTES = 32 << 20
@@ -50,7 +50,7 @@ class Report:
 
 
 def convert(
-    source: Source,
+    source: Source | str | Path,
     output: str | Path,
     *,
     how: Encoding | None = None,
@@ -64,10 +64,13 @@ def convert(
 ) -> Report:
     """Write a store of every item of `source`, or go on with one that was interrupted.
 
+    source: a path is opened with open_source.
     how: by default losslessly tiled JPEGs, or raw pixels from a store of them. Bad items leave the store
     unfinished (report.complete is False) unless `skip_bad`. Raise UserError before anything is touched where
     the output does not fit, and at the end where no item is an image, DiskFullError where there is no room.
     """
+    if isinstance(source, (str, Path)):
+        source = open_source(source)
     how = how or Encoding(getattr(source, "encoding", "jpeg"))
     workers = count_cores() if workers is None else workers
     if workers < 0 or shards < 1 or seed < 0 or not len(source):
@@ -173,7 +176,7 @@ class _Job:
         report.count = facts.total
         report.image_bytes = sum(meta.image_bytes for meta in metas)
         report.store_bytes = sum(file.stat().st_size for file in self.output.files)
-        report.digest = digest_arrays([part.arrays for part in LMDBStore(self.output.path).parts])
+        report.digest = LMDBStore(self.output.path).digest
 
 
 class _Committer:

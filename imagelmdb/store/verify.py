@@ -5,7 +5,7 @@ problems = verify("train-lmdb/")   # [] where all is well
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +13,11 @@ import numpy as np
 
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.parallel import count_cores, map_in_order
-from imagelmdb.store.format import Record, checksum, digest_arrays
+from imagelmdb.store.format import Record
 from imagelmdb.store.images import open_image
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.progress import Progress
-from imagelmdb.store.reader import LMDBStore, Shard, find_files
+from imagelmdb.store.reader import LMDBStore, find_files
 
 QUICK_RECORDS = 1000
 
@@ -33,9 +33,10 @@ def verify(
         for file in files:
             datafile.check_tree(file)
         store = LMDBStore(path)
-        problems = [problem for part in store.parts for problem in _check_arrays(part)]
+        parts = store.parts
     except StoreError as error:
         return [str(error)]
+    problems = [problem for part in parts if (problem := _find_problem(part.check_arrays))]
     indices = np.arange(len(store))
     if quick and len(store) > QUICK_RECORDS:
         indices = np.linspace(0, len(store) - 1, QUICK_RECORDS).astype(np.int64)
@@ -48,28 +49,28 @@ def verify(
     return problems
 
 
-def _check_arrays(part) -> Iterator[str]:
-    if isinstance(part, Shard) and digest_arrays([part.arrays]) != part.meta.digest:
-        yield f"{part.file}: labels, sizes, names or checksums differ from what was written"
+def _find_problem(check: Callable[..., None], *arguments: int) -> str:
+    try:
+        check(*arguments)
+    except StoreError as error:
+        return str(error)
+    return ""
 
 
 def _check_record(store: LMDBStore, index: int) -> str:
-    """What is wrong with a record; empty where nothing is."""
-    part, local = store.locate(index)
+    """What is wrong with a record; empty if nothing is."""
     try:
-        if isinstance(part, Shard):
-            image, label, tiles, check = part.read(local)
-            if checksum(image, label, tiles) != check or check != part.arrays["checksums"][local]:
-                return f"{part.key(local)} ({part.name(local)}): its checksum differs"
-        record = part[local]
-        width, height = _decoded_size(record, store.encoding)
-    except (StoreError, BadImageError) as error:
-        text = str(error)
-        return text if text.startswith(str(part.file)) else f"{part.key(local)}: {text}"
-    if record.label != part.labels[local]:
-        return f"{part.key(local)}: label {record.label}, and {part.labels[local]} in the store's list"
-    if part.sizes is not None and (width, height) != tuple(part.sizes[local].tolist()):
-        return f"{part.key(local)}: {width}x{height}, and {part.sizes[local].tolist()} in the store's list"
+        store.check(index)
+        record = store[index]
+        label, size = store.labels[index], _decoded_size(record, store.encoding)
+    except StoreError as error:
+        return str(error)
+    except BadImageError as error:
+        return f"{store.where(index)}: {error}"
+    if record.label != label:
+        return f"{store.where(index)}: label {record.label}, and {label} in the store's list"
+    if store.sizes is not None and size != (listed := tuple(store.sizes[index].tolist())):
+        return f"{store.where(index)}: {size[0]}x{size[1]}, and {listed[0]}x{listed[1]} in the store's list"
     return ""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from imagelmdb.errors import StoreError
-from imagelmdb.store.reader import LMDBStore, Shard
+from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources.source import Sample, Texts, digest
 
 
@@ -40,5 +40,5 @@ class StoreSource:
             labels = np.asarray(self.store.labels, np.int32)
         except StoreError:  # of an older tool, with records lost; its names hold the labels
             labels = np.empty(0, np.int32)
-        digests = [part.meta.digest for part in self.store.parts if isinstance(part, Shard)]
+        digests = [part.digest for part in self.store.parts if part.digest]
         return digest("store", [*self.classes, *digests], labels, names.ends, names.buffer)
