@@ -19,7 +19,8 @@ from PIL import Image
 
 from imagelmdb import sample
 from imagelmdb.errors import UserError
-from imagelmdb.store.format import Meta, checksum, pack_record
+from imagelmdb.store.encode import Encoded
+from imagelmdb.store.format import Meta
 from imagelmdb.store.sources import DatasetSource, open_source
 from imagelmdb.store.sources.archive import scan_tar
 from imagelmdb.store.sources.devkit import read_devkit
@@ -472,9 +473,8 @@ def test_another_store_is_a_source_of_its_bytes_or_pixels(tmp_path, encoding):
     images = [p.tobytes() if encoding == "raw" else b"jpeg %d" % i for i, p in enumerate(pixels)]
     rows = []
     for i, image in enumerate(images):
-        check = checksum(image, i % 2, b"")
-        value = pack_record(image, i % 2, b"", check)
-        rows.append(Row(i, value, i % 2, 7, 5 + i, check, len(image), f"c{i % 2}/{i}.JPEG", ""))
+        encoded = Encoded(image, b"", 7, 5 + i, "")
+        rows.append(Row.pack(i, encoded, label=i % 2, name=f"c{i % 2}/{i}.JPEG"))
     (tmp_path / "shards").mkdir()
     for path in (tmp_path / "one.lmdb", tmp_path / "shards" / "shard-00000.lmdb", tmp_path / "data.mdb"):
         writer = ShardWriter(path, "conversion", "folder x")
