@@ -15,12 +15,11 @@ from typing import Literal, get_type_hints
 
 from imagelmdb.command_line import Parser, add_options, flag, option, out_of_range
 from imagelmdb.errors import UserError
-from imagelmdb.parallel import count_cores
+from imagelmdb.parallel import count_loader_workers
 from imagelmdb.recipe import load_recipe
 
 # Options about one launch, not about the run: a run's saved config leaves them out.
 LAUNCH_KEYS = ("config", "resume", "evaluate", "export", "profile", "rank", "gpu")
-DEFAULT_WORKERS = 4  # or fewer: torch warns if there are more workers than cores
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ class Config:
     @property
     def loader_workers(self) -> int:
         """Loader processes per rank."""
-        return min(DEFAULT_WORKERS, count_cores()) if self.workers is None else self.workers
+        return count_loader_workers(self.workers)
 
     @property
     def eval_resize(self) -> int:

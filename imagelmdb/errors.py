@@ -72,20 +72,30 @@ def run_command(command: Callable[[], int]) -> int:
         code = command()
         sys.stdout.flush()
         return code
-    except UserError as error:
-        return complain(error)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        kind = DiskFullError if error.errno in DISK_FULL else UserError
-        return complain(kind(f"{where}{error.strerror or error}"))
+    except (UserError, OSError) as error:
+        return complain(as_user_error(error))
     except UnicodeEncodeError as error:
         return complain(UserError(f"the name {error.object!r} is not valid text"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
+
+
+def as_user_error(error: UserError | OSError) -> UserError:
+    """An error of the system as a user's mistake: the file, and what the system says about it."""
+    if isinstance(error, UserError):
+        return error
+    where = f"{error.filename}: " if error.filename else ""
+    kind = DiskFullError if error.errno in DISK_FULL else UserError
+    return kind(f"{where}{error.strerror or error}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text. Those of torch and of YAML go on for many lines."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def complain(error: UserError | Diverged | Stopped) -> int:

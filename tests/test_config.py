@@ -42,11 +42,11 @@ def test_the_habits_of_pytorch_examples_work_as_written():
 def test_without_workers_a_rank_has_four_or_as_many_as_it_may_use_cores(
     tmp_path, monkeypatch, cores, default
 ):
-    monkeypatch.setattr("imagelmdb.config.count_cores", lambda: cores)
+    monkeypatch.setattr("imagelmdb.parallel.count_cores", lambda: cores)
     config, _ = parse_config(DATA)
     assert config.loader_workers == default
     save_config(config, tmp_path / "config.yaml")
-    monkeypatch.setattr("imagelmdb.config.count_cores", lambda: 3)  # on another machine
+    monkeypatch.setattr("imagelmdb.parallel.count_cores", lambda: 3)  # on another machine
     assert parse_config(["--config", str(tmp_path / "config.yaml")])[0].loader_workers == 3
     for given in (0, 9):
         assert parse_config([*DATA, "-j", str(given)])[0].loader_workers == given

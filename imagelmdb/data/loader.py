@@ -26,13 +26,11 @@ from imagelmdb.decode import Decoder, make_decoder
 from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.sampler import Sampler
 from imagelmdb.order.shards import place_shards
-from imagelmdb.parallel import count_cores
+from imagelmdb.parallel import count_loader_workers
 from imagelmdb.store import Store
 from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.lmdbfile.datafile import check_file
 from imagelmdb.store.reader import LMDBStore, find_files, find_local_shards
-
-DEFAULT_WORKERS = 4  # at most
 
 
 def make_train_loader(
@@ -69,7 +67,7 @@ def make_train_loader(
     if shuffle == "local":
         runs = place_shards(node_shards or [find_local_shards(path)], store.parts[0].meta.shards)
     rank, world_size = _find_rank(rank, world_size)
-    workers = _count_workers(workers)
+    workers = count_loader_workers(workers)
     sampler = Sampler(
         len(store),
         batch_size=batch_size,
@@ -117,7 +115,7 @@ def make_eval_loader(
         len(store), batch_size=batch_size, rank=rank, world_size=world_size, shuffle="none", keep_last=True
     )
     dataset = BatchDataset(store, sampler, crop=EvalCrop(resize), decoder=_get_decoder(decode))
-    return StoreLoader(dataset, size, workers=_count_workers(workers))
+    return StoreLoader(dataset, size, workers=count_loader_workers(workers))
 
 
 def make_loaders(
@@ -176,10 +174,6 @@ def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
         rank = dist.get_rank() if rank is None else rank
         world_size = dist.get_world_size() if world_size is None else world_size
     return rank or 0, world_size or 1
-
-
-def _count_workers(workers: int | None) -> int:
-    return min(DEFAULT_WORKERS, count_cores()) if workers is None else workers
 
 
 def _get_decoder(decode: str | Decoder) -> Decoder:

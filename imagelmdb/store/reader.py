@@ -32,6 +32,7 @@ from imagelmdb.store.format import (
 from imagelmdb.store.legacy.formats import open_legacy
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment, open_environment
+from imagelmdb.store.texts import Texts
 
 SHARD_PATTERN = "shard-*.lmdb"
 
@@ -213,9 +214,7 @@ class Shard:
             raise StoreError(f"{self.where(index)} {error}") from error
 
     def name(self, index: int) -> str:
-        ends = self.arrays["name_ends"]
-        start = int(ends[index - 1]) if index else 0
-        return bytes(self.arrays["names"][start : int(ends[index])]).decode("utf-8", "replace")
+        return Texts.view(self.arrays["names"], self.arrays["name_ends"]).readable(index)
 
     def where(self, index: int) -> str:
         return f"{self.file} key {make_key(self._position(index)).decode()}"

@@ -1,11 +1,10 @@
 """verify: is every byte of a store as it was written, and does every record decode?
 
-problems = verify("train-lmdb/")   # [] where all is well
+problems = verify("train-lmdb/")   # [] if the store is intact
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from imagelmdb.parallel import count_cores, map_in_order
 from imagelmdb.store.format import Record
 from imagelmdb.store.images import open_image
 from imagelmdb.store.lmdbfile import datafile
-from imagelmdb.store.progress import Progress
+from imagelmdb.store.progress import make_bar
 from imagelmdb.store.reader import LMDBStore, find_files
 
 QUICK_RECORDS = 1000
@@ -25,7 +24,7 @@ QUICK_RECORDS = 1000
 def verify(
     path: str | Path, *, quick: bool = False, workers: int | None = None, progress: bool = False
 ) -> list[str]:
-    """Every problem found, each named. `quick` checks the structure and a thousand records."""
+    """One line for each problem. `quick` checks the structure and a thousand records."""
     if workers is not None and workers < 0:
         raise UserError(f"{workers} workers: at least 0")
     files = find_files(Path(path).expanduser())
@@ -36,45 +35,55 @@ def verify(
         parts = store.parts
     except StoreError as error:
         return [str(error)]
-    problems = [problem for part in parts if (problem := _find_problem(part.check_arrays))]
+    problems = []
+    for part in parts:
+        try:
+            part.check_arrays()
+        except StoreError as error:
+            problems.append(str(error))
     indices = np.arange(len(store))
     if quick and len(store) > QUICK_RECORDS:
         indices = np.linspace(0, len(store) - 1, QUICK_RECORDS).astype(np.int64)
-    with Progress(len(indices), 0, progress) as shown:
-        workers = count_cores() if workers is None else workers
-        for found in map_in_order(partial(_check_record, store), indices.tolist(), workers):
-            shown.count(0)
+    workers = count_cores() if workers is None else workers
+    with make_bar(len(indices), show=progress) as bar:
+        for found in map_in_order(
+            partial(_check_record, store, _read_labels(store)), indices.tolist(), workers
+        ):
+            bar.update()
             if found:
                 problems.append(found)
     return problems
 
 
-def _find_problem(check: Callable[..., None], *arguments: int) -> str:
+def _read_labels(store: LMDBStore) -> np.ndarray | None:
+    """The store's list of labels; None if it lacks some because an older tool lost records."""
     try:
-        check(*arguments)
-    except StoreError as error:
-        return str(error)
-    return ""
+        return store.labels
+    except StoreError:
+        return None
 
 
-def _check_record(store: LMDBStore, index: int) -> str:
-    """What is wrong with a record; empty if nothing is."""
+def _check_record(store: LMDBStore, labels: np.ndarray | None, index: int) -> str:
+    """What is wrong with a record; "" if nothing is."""
     try:
         store.check(index)
         record = store[index]
-        label, size = store.labels[index], _decoded_size(record, store.encoding)
+        size = _decoded_size(record, store.encoding)
     except StoreError as error:
         return str(error)
     except BadImageError as error:
         return f"{store.where(index)}: {error}"
-    if record.label != label:
-        return f"{store.where(index)}: label {record.label}, and {label} in the store's list"
+    if labels is not None and record.label != labels[index]:
+        return f"{store.where(index)}: label {record.label}, but {labels[index]} in the store's list"
     if store.sizes is not None and size != (listed := tuple(store.sizes[index].tolist())):
-        return f"{store.where(index)}: {size[0]}x{size[1]}, and {listed[0]}x{listed[1]} in the store's list"
+        return (
+            f"{store.where(index)}: {size[0]}x{size[1]} px, but {listed[0]}x{listed[1]} in the store's list"
+        )
     return ""
 
 
 def _decoded_size(record: Record, encoding: str) -> tuple[int, int]:
+    """(width, height) after decoding all of the image."""
     if encoding == "raw":
         height, width = record.image.shape[:2]
         return width, height
