@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imagelmdb.data.imagefolder import ImageFolderLMDB
+    from imagelmdb.data.datasets import ImageFolderLMDB
     from imagelmdb.data.loader import make_eval_loader, make_train_loader
     from imagelmdb.store.convert import convert
     from imagelmdb.store.reader import LMDBStore
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 __all__ = ["ImageFolderLMDB", "LMDBStore", "convert", "make_eval_loader", "make_train_loader"]
 
 _HOMES = {
-    "ImageFolderLMDB": "imagelmdb.data.imagefolder",
+    "ImageFolderLMDB": "imagelmdb.data.datasets",
     "LMDBStore": "imagelmdb.store.reader",
     "convert": "imagelmdb.store.convert",
     "make_eval_loader": "imagelmdb.data.loader",

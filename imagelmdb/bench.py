@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-from imagelmdb.data.imagefolder import ImageFolderLMDB
+from imagelmdb.data.datasets import ImageFolderLMDB
 from imagelmdb.data.loader import make_train_loader
 from imagelmdb.errors import UserError
 

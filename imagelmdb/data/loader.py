@@ -10,17 +10,17 @@ change them, and it makes no difference whether they come from files or from the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from imagelmdb.config import Config
 from imagelmdb.data import Loader
 from imagelmdb.data.augment import make_sample_transform
 from imagelmdb.data.batches import BatchDataset, EvalCrop, TrainCrop, Transform
-from imagelmdb.data.dummy_loader import DummyLoader
 from imagelmdb.data.store_loader import BATCHES_PER_WORKER, StoreLoader
 from imagelmdb.decode import Decoder, make_decoder
 from imagelmdb.errors import StoreError, UserError
@@ -167,6 +167,35 @@ def make_loaders(
             f"{len(val.classes)}{_describe_difference(train.classes, val.classes)}"
         )
     return train, val
+
+
+class DummyLoader:
+    """For --dummy: one random batch again and again, already on the device. The speed of the model alone."""
+
+    def __init__(self, *, images: int, batch_size: int, world_size: int, size: int, device: torch.device):
+        if batch_size % world_size:
+            raise UserError(
+                f"batch_size {batch_size} cannot be split over {world_size} ranks: use a multiple"
+            )
+        if images < batch_size:
+            raise UserError(f"--dummy-images {images} are fewer than one batch of {batch_size}")
+        self.classes = [str(number) for number in range(1000)]
+        self.steps_per_epoch = images // batch_size
+        self.images_per_epoch = self.steps_per_epoch * batch_size
+        self._share, self._size, self._device = batch_size // world_size, size, device
+
+    def epoch(
+        self, epoch: int, start_step: int = 0, size: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        side = size or self._size
+        images = torch.randint(256, (self._share, 3, side, side), dtype=torch.uint8, device=self._device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(len(self.classes), (self._share,), device=self._device)
+        for _ in range(start_step, self.steps_per_epoch):
+            yield images, labels
+
+    def close(self) -> None:
+        pass
 
 
 def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -8,7 +8,7 @@ A decoder works in two halves, because a loader's workers and its GPU are in dif
     worker            prepare: crops -> bytes in memory that both processes share
     loader's process  finish:  bytes -> images
 
-A decoder for the CPU does all its work in `prepare` (see CPUDecoder in cpu.py). The one for the GPU cuts
+A decoder for the CPU does all its work in `prepare` (see CPUDecoder). The one for the GPU cuts
 JPEGs out of the records in `prepare` and decodes them in `finish`.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from imagelmdb.errors import UserError
@@ -71,6 +72,32 @@ class Decoder(Protocol):
 
     def close(self) -> None:
         """Give back what it took."""
+
+
+class CPUDecoder:
+    """What all decoders on the CPU share: a subclass gives `decode`, and is complete.
+
+    The images are finished in the worker, and `data` is their pixels.
+    """
+
+    on_gpu = False
+
+    def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
+        """Fill images, uint8 [n, size, size, 3]; a BadImageError says in `row` which crop failed."""
+        raise NotImplementedError
+
+    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: Callable[[int], Tensor]) -> Prepared:
+        shape = (len(crops), size, size, 3)
+        data = make_bytes(prod(shape))
+        self.decode(crops, data.numpy().reshape(shape))
+        return Prepared(data, shape)
+
+    def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[Tensor]:
+        for data, shape in batches:
+            yield data.view(shape).permute(0, 3, 1, 2)
+
+    def close(self) -> None:
+        pass
 
 
 def make_decoder(name: str, *, dct_scale: bool = False) -> Decoder:

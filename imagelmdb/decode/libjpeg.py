@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imagelmdb.decode import Box, Crop
-from imagelmdb.decode.cpu import CPUDecoder
+from imagelmdb.decode import Box, CPUDecoder, Crop
 from imagelmdb.errors import BadImageError
 from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from imagelmdb.decode import Crop
-from imagelmdb.decode.cpu import CPUDecoder
+from imagelmdb.decode import CPUDecoder, Crop
 from imagelmdb.errors import BadImageError
 from imagelmdb.store.images import read_image
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from imagelmdb.data.memory import Pool
+from imagelmdb.data.store_loader import Pool
 
 
 def test_memory_returns_when_nothing_refers_to_it():

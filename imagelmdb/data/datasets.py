@@ -1,23 +1,68 @@
-"""IterableLMDB: a store as a stream of samples, for disks that are slow at random access.
+"""Datasets over a store for code that knows torchvision: one Pillow image at a time.
 
-dataset = IterableLMDB("train-lmdb", transform, seed=0, rank=rank, world_size=world_size)
+ImageFolderLMDB("train-lmdb", transform)    # instead of ImageFolder("train", transform)
+IterableLMDB("train-lmdb", transform, seed=0, rank=rank, world_size=world_size)    # for slow disks
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
+from torchvision.datasets import VisionDataset
 
-from imagelmdb.data.imagefolder import load_sample
-from imagelmdb.errors import UserError
+from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.blocks import BLOCK_RECORDS
 from imagelmdb.order.rng import BLOCK, BUFFER, make_key, permute
+from imagelmdb.store.images import read_image
 from imagelmdb.store.reader import LMDBStore
+
+
+class ImageFolderLMDB(VisionDataset):
+    """The same classes, order, images and labels as ImageFolder.
+
+    The store is opened on first use in each process, so the dataset can be pickled, forked and spawned. The
+    lists `samples`, `imgs` and `targets` are made when somebody asks for them. Their paths are the store's
+    names, such as "n01440764/n01440764_10026.JPEG".
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        transform: Callable | None = None,
+        target_transform: Callable | None = None,
+    ):
+        super().__init__(str(path), transform=transform, target_transform=target_transform)
+        self.store = LMDBStore(path)
+        self.classes: list[str] = self.store.classes
+        self.class_to_idx: dict[str, int] = self.store.class_to_idx
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, label = _load_sample(self.store, index)
+        return self.transforms(image, label) if self.transforms else (image, label)
+
+    @cached_property
+    def targets(self) -> list[int]:
+        return self.store.labels.tolist()
+
+    @cached_property
+    def samples(self) -> list[tuple[str, int]]:
+        return [(self.store.name(index), label) for index, label in enumerate(self.targets)]
+
+    @property
+    def imgs(self) -> list[tuple[str, int]]:
+        return self.samples
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name not in ("targets", "samples")}
 
 
 class IterableLMDB(IterableDataset):
@@ -64,7 +109,7 @@ class IterableLMDB(IterableDataset):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         consumer = number * self.world_size + self.rank
         for index in self._order(int(self._epoch), consumer, self.world_size * workers):
-            image, label = load_sample(self.store, index)
+            image, label = _load_sample(self.store, index)
             image = self.transform(image) if self.transform else image
             yield image, self.target_transform(label) if self.target_transform else label
 
@@ -92,6 +137,17 @@ class IterableLMDB(IterableDataset):
             mine = permute(-(-count // BLOCK_RECORDS), make_key(self.seed, epoch, BLOCK), mine)
         for start in (mine * BLOCK_RECORDS).tolist():
             yield range(start, min(start + BLOCK_RECORDS, count))
+
+
+def _load_sample(store: LMDBStore, index: int) -> tuple[Any, int]:
+    """(Pillow image, label) of a record."""
+    record = store[index]
+    try:
+        return read_image(record), record.label
+    except BadImageError as error:
+        raise StoreError(
+            f"{store.where(index)} ({store.name(index)}) does not decode: {error}; {store.advice}"
+        ) from error
 
 
 def _take(waiting: list[int], rng: np.random.Generator) -> int:
