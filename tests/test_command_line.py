@@ -128,7 +128,8 @@ def test_help_lists_groups_ranges_and_defaults(capsys):
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0
-    assert "size: -b N, --batch-size N images in a step, 100 % of them (default: 256)" in text
+    assert " size: -b" in text  # Python 3.13 does not repeat the N behind -b
+    assert "--batch-size N images in a step, 100 % of them (default: 256)" in text
     assert "speed: --amp {off,bf16} precision (default: off)" in text
     assert "--betas X X for adamw (default: 0.9 0.999)" in text
     assert "--gpu N the GPU --tf32, --no-tf32 use TF32 (default: on)" in text
