@@ -18,8 +18,8 @@ from imagelmdb.errors import run_command
 if TYPE_CHECKING:
     from torch import nn
 
+    from imagelmdb.data import Loader
     from imagelmdb.data.augment import BatchAugment
-    from imagelmdb.data.loader import Loader
     from imagelmdb.train.world import World
 
 # torch takes seconds to import, and --help and a typo should not wait for it. So the functions below import
@@ -88,7 +88,7 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
 
 def load_data(config: Config, world: World) -> tuple[Loader | None, Loader | None]:
     """The loaders of the training and the validation images. None if the run does not need one."""
-    from imagelmdb.data.loaders import make_loaders
+    from imagelmdb.data.loader import make_loaders
     from imagelmdb.store.reader import find_local_shards
 
     # With --shuffle local, each machine reads the shards on its own disk, and all must know who has which.

@@ -12,7 +12,7 @@ from gpu_setup import EPOCH_IMAGES, Setup
 
 from imagelmdb.config import Config
 from imagelmdb.data.augment import BatchAugment
-from imagelmdb.data.loaders import DummyLoader
+from imagelmdb.data.dummy_loader import DummyLoader
 from imagelmdb.train.distributed import launch, set_up_torch
 from imagelmdb.train.engine import Trainer
 from imagelmdb.train.model import make_model

@@ -23,7 +23,8 @@ from imagelmdb.data.imagefolder import IterableLMDB
 from imagelmdb.data.loader import make_train_loader
 from imagelmdb.jpeg.tile import tile_jpeg
 from imagelmdb.sample import make_jpegs
-from imagelmdb.store.format import Meta, checksum, pack_record
+from imagelmdb.store.encode import Encoded
+from imagelmdb.store.format import Meta
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.writer import Row, ShardWriter
 
@@ -60,24 +61,18 @@ def main() -> None:
 def write_store(path: Path, total_bytes: int) -> None:
     """The same few hundred images over and over, tiled, in shards."""
     path.mkdir()
-    tiled = [tile_jpeg(data) for data in make_jpegs(200, plain=True)]
-    count = total_bytes // (sum(len(image.data) for image in tiled) // len(tiled))
+    tiled = [Encoded(*tile_jpeg(data), "") for data in make_jpegs(200, plain=True)]
+    count = total_bytes // (sum(len(encoded.image) for encoded in tiled) // len(tiled))
     for shard in range(SHARDS):
         writer = ShardWriter(path / f"shard-{shard:05d}.lmdb", "benchmark", "generated")
         share = count * (shard + 1) // SHARDS - count * shard // SHARDS
         for start in range(0, share, 200):
-            writer.write([make_row(i, tiled[i % 200]) for i in range(start, min(start + 200, share))])
+            numbers = range(start, min(start + 200, share))
+            rows = [Row.pack(i, tiled[i % 200], label=i % 10, name=f"{i % 10}/{i}.JPEG") for i in numbers]
+            writer.write(rows)
         meta = Meta("jpeg", [f"n{i:08d}" for i in range(10)], tiled=True, shard=shard, shards=SHARDS)
         writer.finish(meta)
         writer.close()
-
-
-def make_row(position: int, image) -> Row:
-    label = position % 10
-    check = checksum(image.data, label, image.index)
-    value = pack_record(image.data, label, image.index, check)
-    name = f"{label}/{position}.JPEG"
-    return Row(position, value, label, image.width, image.height, check, len(image.data), name, "")
 
 
 def run_limited(way: str, store: Path, limit_mb: int) -> dict:

@@ -16,7 +16,8 @@ import numpy as np
 from table import print_table
 from torchvision.datasets import ImageFolder
 
-from imagelmdb.store.format import Meta, checksum, pack_record
+from imagelmdb.store.encode import Encoded
+from imagelmdb.store.format import Meta
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.writer import Row, ShardWriter
 
@@ -93,15 +94,13 @@ def private_bytes() -> int:
 def write_store(path: Path, records: int) -> None:
     """Small records with ImageNet's number of classes and its names' length, by the store's own writer."""
     writer = ShardWriter(path, "benchmark", "generated")
-    image = np.random.default_rng(0).bytes(60)
+    image = Encoded(np.random.default_rng(0).bytes(60), b"", 5, 4, "")
     for start in range(0, records, 50_000):
         rows = []
         for position in range(start, min(start + 50_000, records)):
             label = position * 1000 // records
-            check = checksum(image, label, b"")
             name = f"n{label:08d}/n{label:08d}_{position}.JPEG"
-            value = pack_record(image, label, b"", check)
-            rows.append(Row(position, value, label, 5, 4, check, len(image), name, ""))
+            rows.append(Row.pack(position, image, label=label, name=name))
         writer.write(rows)
     writer.finish(Meta("raw", [f"n{label:08d}" for label in range(1000)], total=records))
     writer.close()

@@ -26,7 +26,7 @@ from table import print_table
 
 from imagelmdb.config import Config, parse_config
 from imagelmdb.data.augment import BatchAugment
-from imagelmdb.data.loaders import DummyLoader
+from imagelmdb.data.dummy_loader import DummyLoader
 from imagelmdb.sample import make_tree
 from imagelmdb.store.convert import convert
 from imagelmdb.store.sources import open_source

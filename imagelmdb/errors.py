@@ -1,13 +1,14 @@
-"""Every error that a user can mend, every exit code, and the one place that prints them.
+"""Every error that a user can repair, every exit code, and the one place that prints them.
 
 code  meaning
 0     done
-1     a bug, or another rank failed; `imagelmdb verify` found damage
+1     a bug, or another rank failed; or `imagelmdb verify` found damage
 2     the user's mistake: the message has the value and the way out
-3     training diverged; or a conversion is unfinished, because some files are no images
+3     training diverged; or a conversion is unfinished, because some files are not images
 4     disk full
 75    stopped by SIGTERM or SIGUSR1 after a checkpoint: run the same command again
 130   interrupted (Ctrl-C)
+128+N a rank was ended by signal N (scripts/torchrun.py)
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Callable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXIT_DAMAGED = 1
+EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -45,6 +48,10 @@ class BadImageError(UserError):
     """Bytes that are no sound image. Nothing replaces them with other pixels."""
 
     row = 0  # in the batch
+
+    def at(self, row: int) -> BadImageError:
+        self.row = row
+        return self
 
 
 class Diverged(Exception):

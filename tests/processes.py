@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))  # for main.py
 CONTEXT = multiprocessing.get_context("forkserver")
 # What main.py imports when it runs. A name that cannot be imported is passed over.
 CONTEXT.set_forkserver_preload(
-    ["main", "imagelmdb.train.engine", "imagelmdb.train.report", "imagelmdb.data.loaders"]
+    ["main", "imagelmdb.train.engine", "imagelmdb.train.report", "imagelmdb.data.loader"]
 )
 
 

@@ -10,7 +10,8 @@ from jpegs import make_jpeg
 from PIL import Image
 
 from imagelmdb.jpeg.tile import tile_jpeg
-from imagelmdb.store.format import Meta, checksum, pack_record
+from imagelmdb.store.encode import Encoded
+from imagelmdb.store.format import Meta
 from imagelmdb.store.writer import Row, ShardWriter
 
 
@@ -53,9 +54,7 @@ def _make_row(position: int, file: Path, tree: Path, classes: list[str], encodin
     name, label = str(file.relative_to(tree)), classes.index(file.parent.name)
     if encoding == "raw":
         pixels = np.asarray(Image.open(io.BytesIO(file.read_bytes())).convert("RGB"))
-        image, tiles, (height, width, _) = pixels.tobytes(), b"", pixels.shape
+        encoded = Encoded(pixels.tobytes(), b"", pixels.shape[1], pixels.shape[0], "")
     else:
-        image, tiles, width, height = tile_jpeg(file.read_bytes())
-    check = checksum(image, label, tiles)
-    value = pack_record(image, label, tiles, check)
-    return Row(position, value, label, width, height, check, len(image), name, "")
+        encoded = Encoded(*tile_jpeg(file.read_bytes()), "")
+    return Row.pack(position, encoded, label=label, name=name)

@@ -487,3 +487,16 @@ def test_images_larger_than_libjpeg_takes_are_bad_and_those_just_below_are_store
         assert simplejpeg.decode_jpeg_header(stored.image)[:2] == (4, 65480)
     with pytest.raises(BadImageError, match="Maximum supported image dimension"):
         encode_image(encode(66000, "PNG"), Encoding())
+
+
+@pytest.mark.parametrize(("every_seconds", "lines"), [("0.05", range(2, 5)), ("30", range(1))])
+def test_progress_in_a_pipe_is_a_line_now_and_then(every_seconds, lines):
+    code = (
+        "import sys, time, imagelmdb.store.progress as p\n"
+        "p._LINE_EVERY_SECONDS = float(sys.argv[1])\n"
+        "with p.make_bar(30, show=True) as bar:\n"
+        "    for _ in range(20): time.sleep(0.01), bar.update(), bar.set_postfix_str('7.5 MB/s', False)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, every_seconds], capture_output=True, cwd=ROOT)
+    assert run.stderr.count(b"\n") in lines, run.stderr
+    assert run.stderr.count(b"/30 images, ") == run.stderr.count(b"7.5 MB/s, ") == run.stderr.count(b"\n")

@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-from imagelmdb.data.imagefolder import ImageFolderLMDB, IterableLMDB
+from imagelmdb.data.imagefolder import ImageFolderLMDB
+from imagelmdb.data.stream import IterableLMDB
 
 
 @pytest.fixture(scope="module")

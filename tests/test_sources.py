@@ -19,7 +19,8 @@ from PIL import Image
 
 from imagelmdb import sample
 from imagelmdb.errors import UserError
-from imagelmdb.store.format import Meta, checksum, pack_record
+from imagelmdb.store.encode import Encoded
+from imagelmdb.store.format import Meta
 from imagelmdb.store.sources import DatasetSource, open_source
 from imagelmdb.store.sources.archive import scan_tar
 from imagelmdb.store.sources.devkit import read_devkit
@@ -250,7 +251,7 @@ def test_a_devkit_that_is_damaged_missing_or_of_no_use_is_named(devkit, tree, tm
     val = make_tar(tmp_path / "val.tar", {"ILSVRC2012_val_00000001.JPEG": b"x"})
     with pytest.raises(UserError, match="does not exist"):
         open_source(val, devkit=tmp_path / "none.tar.gz")
-    with pytest.raises(UserError, match="holds no data/meta"):
+    with pytest.raises(UserError, match="has no data/meta"):
         open_source(val, devkit=val)
     (tmp_path / "half.tar.gz").write_bytes(devkit.read_bytes()[:150])
     with pytest.raises(UserError, match="download it again"):
@@ -293,7 +294,7 @@ def test_a_list_file_takes_spaces_comments_and_integer_or_named_labels(tree, tmp
     ("line", "message"),
     [
         ("nolabel", "line 2: 'nolabel' is not a path and a label"),
-        ("a.jpg cat", "line 2: the label 'cat' is no class index"),
+        ("a.jpg cat", "line 2: the label 'cat' is not an integer"),
         ("a.jpg -1", "line 2: the label '-1'"),
         ("a.jpg 0", "line 2: a.jpg with label 0 is listed twice"),
     ],
@@ -349,9 +350,9 @@ def test_webdataset_shards_that_each_count_from_zero_still_have_unique_names(tmp
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"7.cls": b"cat", "7.jpg": b""}, "sample 7: its .cls holds no integer"),
+        ({"7.cls": b"cat", "7.jpg": b""}, "sample 7: its .cls has no integer"),
         ({"7.cls": b"-1", "7.jpg": b""}, "negative"),
-        ({"7.json": b"{}", "7.jpg": b""}, "sample 7: its .json holds no integer"),
+        ({"7.json": b"{}", "7.jpg": b""}, "sample 7: its .json has no integer"),
         ({"7.cls": b"0"}, "sample 7: no image"),
         ({"7.cls": b"0", "7.jpg": b"", "8.jpg": b""}, "sample 8: no label"),
     ],
@@ -472,9 +473,8 @@ def test_another_store_is_a_source_of_its_bytes_or_pixels(tmp_path, encoding):
     images = [p.tobytes() if encoding == "raw" else b"jpeg %d" % i for i, p in enumerate(pixels)]
     rows = []
     for i, image in enumerate(images):
-        check = checksum(image, i % 2, b"")
-        value = pack_record(image, i % 2, b"", check)
-        rows.append(Row(i, value, i % 2, 7, 5 + i, check, len(image), f"c{i % 2}/{i}.JPEG", ""))
+        encoded = Encoded(image, b"", 7, 5 + i, "")
+        rows.append(Row.pack(i, encoded, label=i % 2, name=f"c{i % 2}/{i}.JPEG"))
     (tmp_path / "shards").mkdir()
     for path in (tmp_path / "one.lmdb", tmp_path / "shards" / "shard-00000.lmdb", tmp_path / "data.mdb"):
         writer = ShardWriter(path, "conversion", "folder x")
@@ -574,14 +574,14 @@ def test_mistakes_are_one_line_that_names_the_way_out(tmp_path, tree):
     refuses(tmp_path / "bare", "no image for the class cat in", "remove the empty folder")
     for split in ("train", "val"):
         (tmp_path / "splits" / split / "cat").mkdir(parents=True)
-    refuses(tmp_path / "splits", "holds the splits train, val", "splits/train")
+    refuses(tmp_path / "splits", "has the splits train, val", "splits/train")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "1.JPEG").write_bytes(b"x")
-    refuses(tmp_path / "flat", "is flat: 1 images", "--devkit", "list file", "one folder a class")
+    refuses(tmp_path / "flat", "is flat: 1 images", "--devkit", "list file", "one folder for each class")
     (tmp_path / "empty.tar").write_bytes(b"")
     refuses(tmp_path / "empty.tar", "empty.tar is empty")
     refuses(make_tar(tmp_path / "none.tar", {}), "no images in")
-    refuses(make_tar(tmp_path / "loose.tar", {"1.jpg": b"x"}), "holds 1.jpg outside any class folder")
+    refuses(make_tar(tmp_path / "loose.tar", {"1.jpg": b"x"}), "has 1.jpg outside any class folder")
     refuses(make_tar(tmp_path / "hole.tar", {"cat": None, "dog/1.jpg": b"x"}), "no image for the class cat")
     whole = make_tar(tmp_path / "whole.tar", {"cat/1.jpg": b"x" * 5000, "cat/2.jpg": b"x" * 5000})
     (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:8000])

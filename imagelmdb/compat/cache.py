@@ -19,7 +19,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from imagelmdb.errors import UserError
 from imagelmdb.store.encode import Encoding, encode_image
-from imagelmdb.store.format import FORMAT_VERSION, Meta, checksum, pack_record
+from imagelmdb.store.format import FORMAT_VERSION, Meta
 from imagelmdb.store.writer import Row, ShardWriter
 
 CACHE_SOURCE = "dataset "  # how a cache's source begins
@@ -126,13 +126,9 @@ class _Rows(torch.utils.data.Dataset):
         image = _as_image(image, index)
         if self.settings.db_transform is not None:
             image = _as_image(self.settings.db_transform(image), index)
-        stored = encode_image(image, self.settings.how)
         label, position = _as_label(label, index), self.first + position
-        check = checksum(stored.image, label, b"")
-        value = pack_record(stored.image, label, b"", check)
         name = f"{label}/{position:08d}.{image.mode}"
-        size = stored.width, stored.height
-        return Row(position, value, label, *size, check, len(stored.image), name, "")
+        return Row.pack(position, encode_image(image, self.settings.how), label=label, name=name)
 
 
 def _write_rows(writer: ShardWriter, dataset: Any, settings: CacheSettings, workers: int) -> tuple[int, int]:

@@ -25,9 +25,9 @@ from torchvision.datasets.vision import StandardTransform
 
 from imagelmdb.compat.cache import CACHE_SOURCE, CacheSettings, find_held, write_cache
 from imagelmdb.compat.temporary import TemporaryFile
-from imagelmdb.decode.libjpeg import read_image
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.store.encode import Encoding
+from imagelmdb.store.images import read_image
 from imagelmdb.store.reader import LMDBStore, read_state
 
 OUTPUTS = ("pil", "chw", "hwc")
@@ -143,7 +143,7 @@ class DatasetLMDB(Dataset):
             else:
                 image = read_image(record).convert("L" if grey else "RGB")
         except BadImageError as error:
-            raise BadImageError(f"{self.store.key(index)} does not decode: {error}") from error
+            raise BadImageError(f"{self.store.where(index)} does not decode: {error}") from error
         if self.output == "pil":
             return image, record.label
         pixels = torch.from_numpy(np.array(image))

@@ -1,34 +1,28 @@
-"""Datasets over a store for code that knows torchvision: one PIL image at a time.
+"""ImageFolderLMDB: torchvision's ImageFolder over a store, one Pillow image at a time.
 
-ImageFolderLMDB("train-lmdb", transform)              # for ImageFolder("train", transform)
-IterableLMDB("train-lmdb", transform, seed=0, rank=rank, world_size=world_size)
+dataset = ImageFolderLMDB("train-lmdb", transform)    # instead of ImageFolder("train", transform)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch.utils.data import IterableDataset, get_worker_info
 from torchvision.datasets import VisionDataset
 
-from imagelmdb.decode.libjpeg import read_image
-from imagelmdb.errors import BadImageError, UserError
-from imagelmdb.order.blocks import BLOCK_RECORDS
-from imagelmdb.order.rng import BLOCK, BUFFER, make_key, permute
+from imagelmdb.errors import BadImageError, StoreError
+from imagelmdb.store.images import read_image
 from imagelmdb.store.reader import LMDBStore
 
 
 class ImageFolderLMDB(VisionDataset):
-    """ImageFolder on a store: the same classes, order, PIL images and labels.
+    """The same classes, order, images and labels as ImageFolder.
 
-    The store is opened on first use in each process, so it may be pickled, forked and spawned. The lists of
-    ImageFolder (`samples`, `imgs`, `targets`) are made when they are asked for; paths in them are the store's
-    names ("n01440764/n01440764_10026.JPEG").
+    The store is opened on first use in each process, so the dataset can be pickled, forked and spawned. The
+    lists `samples`, `imgs` and `targets` are made when somebody asks for them. Their paths are the store's
+    names, such as "n01440764/n01440764_10026.JPEG".
     """
 
     def __init__(
@@ -46,7 +40,8 @@ class ImageFolderLMDB(VisionDataset):
         return len(self.store)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return _load(self.store, index, self.transforms)
+        image, label = load_sample(self.store, index)
+        return self.transforms(image, label) if self.transforms else (image, label)
 
     @cached_property
     def targets(self) -> list[int]:
@@ -64,92 +59,12 @@ class ImageFolderLMDB(VisionDataset):
         return {name: value for name, value in vars(self).items() if name not in ("targets", "samples")}
 
 
-class IterableLMDB(IterableDataset):
-    """A store as a stream of (image, label): every record once an epoch over all ranks and workers.
-
-    Blocks of neighbouring records come in random order; each is asked from the disk as a whole, and its
-    records wait in a buffer from which random ones are taken. `set_epoch` reaches persistent workers too.
-    buffer: records waiting in each worker. A rank's share may be a block longer than another's.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        transform: Callable | None = None,
-        target_transform: Callable | None = None,
-        *,
-        shuffle: bool = True,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        buffer: int = 4096,
-    ):
-        if not 0 <= rank < world_size:
-            raise UserError(f"rank {rank} is not one of {world_size} ranks")
-        if buffer < 1:
-            raise UserError(f"a shuffle buffer of {buffer} records holds nothing")
-        self.transform, self.target_transform = transform, target_transform
-        self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
-        self.buffer = buffer
-        self.store = LMDBStore(path)
-        self.classes: list[str] = self.store.classes
-        self.class_to_idx: dict[str, int] = self.store.class_to_idx
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        """This rank's records."""
-        return sum(map(len, self._blocks(int(self._epoch), self.rank, self.world_size)))
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        consumer = number * self.world_size + self.rank
-        for index in self._order(int(self._epoch), consumer, self.world_size * workers):
-            yield _load(self.store, index, self._transforms)
-
-    def _transforms(self, image: Any, label: int) -> tuple[Any, Any]:
-        image = self.transform(image) if self.transform else image
-        return image, self.target_transform(label) if self.target_transform else label
-
-    def _order(self, epoch: int, consumer: int, consumers: int) -> Iterator[int]:
-        if not self.shuffle:
-            for block in self._blocks(epoch, consumer, consumers):
-                yield from block
-            return
-        rng = np.random.default_rng(make_key(self.seed, epoch, BUFFER, consumer))
-        waiting: list[int] = []
-        for block in self._blocks(epoch, consumer, consumers):
-            self.store.prefetch(block)
-            for index in block:
-                waiting.append(index)
-                if len(waiting) > self.buffer:
-                    yield _take(waiting, rng)
-        while waiting:
-            yield _take(waiting, rng)
-
-    def _blocks(self, epoch: int, consumer: int, consumers: int) -> Iterator[range]:
-        """The blocks of a consumer: every consumers-th of the epoch's order."""
-        count = len(self.store)
-        mine = np.arange(consumer, -(-count // BLOCK_RECORDS), consumers)
-        if self.shuffle:
-            mine = permute(-(-count // BLOCK_RECORDS), make_key(self.seed, epoch, BLOCK), mine)
-        for start in (mine * BLOCK_RECORDS).tolist():
-            yield range(start, min(start + BLOCK_RECORDS, count))
-
-
-def _load(store: LMDBStore, index: int, transforms: Callable | None) -> tuple[Any, Any]:
+def load_sample(store: LMDBStore, index: int) -> tuple[Any, int]:
+    """(Pillow image, label) of a record."""
     record = store[index]
     try:
-        image = read_image(record)
+        return read_image(record), record.label
     except BadImageError as error:
-        raise BadImageError(f"{store.key(index)} ({store.name(index)}) does not decode: {error}") from error
-    return transforms(image, record.label) if transforms else (image, record.label)
-
-
-def _take(waiting: list[int], rng: np.random.Generator) -> int:
-    at = int(rng.integers(len(waiting)))
-    waiting[at], waiting[-1] = waiting[-1], waiting[at]
-    return waiting.pop()
+        raise StoreError(
+            f"{store.where(index)} ({store.name(index)}) does not decode: {error}; {store.advice}"
+        ) from error

@@ -1,6 +1,8 @@
-"""convert: from a source to a finished store, in parallel, resumable.
+"""convert: writes a store of everything in a source, with many threads, and goes on if it was interrupted.
 
-report = convert(open_source("/imagenet/train"), "train-lmdb/")
+report = convert("/imagenet/train", "train-lmdb/")
+
+    source ─► read and encode (threads, results in order) ─► commits (one thread) ─► shards
 """
 
 from __future__ import annotations
@@ -12,24 +14,33 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.parallel import count_cores, map_in_order
-from imagelmdb.store.encode import Encoding
-from imagelmdb.store.format import FORMAT_VERSION, Meta, digest_arrays
+from imagelmdb.store.encode import Encoding, encode_image
+from imagelmdb.store.format import FORMAT_VERSION, Meta
 from imagelmdb.store.output import Output
-from imagelmdb.store.progress import Progress
+from imagelmdb.store.progress import make_bar
 from imagelmdb.store.reader import LMDBStore
-from imagelmdb.store.rows import Bad, make_row
-from imagelmdb.store.sources import Source
+from imagelmdb.store.sources import Source, open_source
 from imagelmdb.store.writer import Row, ShardWriter
 
 _COMMIT_BYTES = 32 << 20
-_COMMIT_SECONDS = 10.0  # what a kill loses at the most
-_NAMED_BAD = 3  # where no item is an image
-_NAMED_NOTES = 1000  # as many re-encoded images are named in the store's summary
+_COMMIT_SECONDS = 10.0  # a kill loses the work of at most this long
+_NAMED_BAD = 3  # in the message that no image could be read
+_NAMED_NOTES = 1000  # the summary in the store names so many re-encoded images at most
+
+
+class Bad(NamedTuple):
+    """An item of the source that is not an image, and why."""
+
+    position: int
+    name: str
+    reason: str
 
 
 @dataclass
@@ -41,7 +52,7 @@ class Report:
     count: int = 0
     image_bytes: int = 0
     store_bytes: int = 0
-    converted: int = 0  # in this run; the rest was there
+    converted: int = 0  # by this run; an earlier one did the rest
     seconds: float = 0.0
     digest: str = ""
     bad: list[Bad] = field(default_factory=list)
@@ -50,7 +61,7 @@ class Report:
 
 
 def convert(
-    source: Source,
+    source: Source | str | Path,
     output: str | Path,
     *,
     how: Encoding | None = None,
@@ -62,13 +73,21 @@ def convert(
     force: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Write a store of every item of `source`, or go on with one that was interrupted.
+    """Write a store of everything in `source`, or go on with a conversion that was interrupted.
 
-    how: by default losslessly tiled JPEGs, or raw pixels from a store of them. Bad items leave the store
-    unfinished (report.complete is False) unless `skip_bad`. Raise UserError before anything is touched where
-    the output does not fit, and at the end where no item is an image, DiskFullError where there is no room.
+    source: a Source, or a path for open_source.
+    how: by default losslessly tiled JPEGs, but raw pixels if the source has raw pixels.
+    workers: threads; by default one for each core.
+    skip_bad: leave out the items that are not images. Without it they leave the store unfinished:
+        report.complete is False, and the same call goes on once the files are mended.
+    force: replace a store that is there already.
+
+    Raises UserError if the output is not usable, before it touches anything, and at the end if no item is an
+    image. Raises DiskFullError if the disk is full.
     """
-    how = how or Encoding(getattr(source, "encoding", "jpeg"))
+    if isinstance(source, (str, Path)):
+        source = open_source(source)
+    how = how or Encoding(source.encoding)
     workers = count_cores() if workers is None else workers
     if workers < 0 or shards < 1 or seed < 0 or not len(source):
         raise UserError(
@@ -87,13 +106,13 @@ def convert(
 
 
 class _Job:
-    """One run of one conversion."""
+    """One run of one conversion: everything that its steps share."""
 
     def __init__(self, source: Source, how: Encoding, order: np.ndarray, conversion: str, output: Output):
         self.source, self.how, self.order, self.output = source, how, order, output
         self.conversion = conversion
         self.writers: list[ShardWriter] = []
-        # Shard s holds positions [starts[s], starts[s + 1]).
+        # Shard s has the positions from starts[s] up to starts[s + 1].
         shards = len(output.files)
         self.starts = [len(order) * s // shards for s in range(shards + 1)]
 
@@ -103,12 +122,12 @@ class _Job:
         for file in self.output.files:
             self.writers.append(ShardWriter(file, self.conversion, self.source.description))
         finished = next((writer.finished for writer in self.writers if writer.finished), None)
-        if finished:  # a kill came between the last transactions of two shards: all was decided by then
+        if finished:  # a kill came between the last transactions of two shards, when everything was decided
             self._finish(report, finished)
             return report
         todo = self._todo()
-        with Progress(len(self.order), len(self.order) - len(todo), show_progress) as progress:
-            self._write_all(todo, workers, report, progress)
+        with make_bar(len(self.order), done=len(self.order) - len(todo), show=show_progress) as bar:
+            self._write_all(todo, workers, report, bar)
         report.seconds = time.monotonic() - started
         _write_errors(self.output.errors_file, report.bad)
         if len(report.bad) == len(self.order):
@@ -128,26 +147,37 @@ class _Job:
             done[start + writer.done()] = True
         return np.flatnonzero(~done)
 
-    def _write_all(self, todo: np.ndarray, workers: int, report: Report, progress: Progress) -> None:
-        shard = 0
+    def _write_all(self, todo: np.ndarray, workers: int, report: Report, bar: tqdm) -> None:
+        shard, started, written_bytes = 0, time.monotonic(), 0
         with _Committer() as committer:
             for result in map_in_order(self._make_row, todo.tolist(), workers):
+                bar.update()
                 if isinstance(result, Bad):
                     report.bad.append(result)
-                    progress.count(0)
                     continue
                 while result.position >= self.starts[shard + 1]:
                     shard += 1
-                row = result._replace(position=result.position - self.starts[shard])
-                committer.add(self.writers[shard], row)
+                committer.add(
+                    self.writers[shard], result._replace(position=result.position - self.starts[shard])
+                )
                 report.converted += 1
-                progress.count(len(row.value))
+                written_bytes += len(result.value)
+                mb_per_s = written_bytes / 1e6 / (time.monotonic() - started)
+                bar.set_postfix_str(f"{mb_per_s:.1f} MB/s", refresh=False)
 
     def _make_row(self, position: int) -> Row | Bad:
-        return make_row(self.source, int(self.order[position]), position, self.how)
+        """Read and encode one item of the source. Runs in many threads."""
+        item = int(self.order[position])
+        name = self.source.name(item)
+        try:
+            image, label = self.source.read(item)
+            return Row.pack(position, encode_image(image, self.how), label=label, name=name)
+        except (OSError, ValueError, BadImageError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            return Bad(position, name, " ".join(reason.split()))
 
     def _describe(self, report: Report) -> Meta:
-        """What all shards of the store say of it."""
+        """The facts about the store that all its shards share."""
         stored = sum(writer.count() for writer in self.writers)
         return Meta(
             encoding=self.how.encoding,
@@ -173,11 +203,11 @@ class _Job:
         report.count = facts.total
         report.image_bytes = sum(meta.image_bytes for meta in metas)
         report.store_bytes = sum(file.stat().st_size for file in self.output.files)
-        report.digest = digest_arrays([part.arrays for part in LMDBStore(self.output.path).parts])
+        report.digest = LMDBStore(self.output.path).digest
 
 
 class _Committer:
-    """Gathers rows and writes them in a thread of its own, so that encoding goes on while the disk works."""
+    """Collects rows and writes them in a thread of its own, so encoding goes on while the disk is busy."""
 
     def __init__(self):
         self._executor = ThreadPoolExecutor(1)
@@ -215,9 +245,10 @@ class _Committer:
 
 
 def _identify(source: Source, how: Encoding, shards: int, order: np.ndarray) -> str:
+    """A digest of the source and all settings: a resume must have the same."""
     facts = [FORMAT_VERSION, source.fingerprint(), dataclasses.asdict(how), shards]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    digest.update(order.astype("<i8"))  # not the seed: numpy promises no order for it
+    digest.update(order.astype("<i8"))  # and not the seed: numpy may change the order that a seed gives
     return digest.hexdigest()
 
 

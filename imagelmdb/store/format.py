@@ -1,25 +1,38 @@
-"""The on-disk format as data: keys, the record codec, store-wide facts, errors.
+"""The format of a store on disk: keys, records, and facts about the whole store.
 
-A store is one LMDB, or a directory of shards, each an LMDB of this format:
+A store is one LMDB, or a directory of shards, each of them an LMDB with these entries:
 
-    b"00000000", ...  one record a key, fixed-width ascii: msgpack [image, label, tiles, checksum]
-    b"__len__"        msgpack int
-    b"__keys__"       msgpack array of the record keys, in index order
+    b"00000000", ...  one record for each key (8 digits): msgpack [image, label, tiles, checksum]
+    b"__len__"        msgpack int, the number of records
+    b"__keys__"       msgpack array of the records' keys, in index order
     b"__meta__"       msgpack map, the fields of Meta
     b"__labels__"     int32[n]            \\
-    b"__sizes__"      int32[n, 2]          | flat little-endian arrays in index order; sizes are
-    b"__checksums__"  uint64[n]            | (width, height); name i is the UTF-8 text
-    b"__names__"      uint8[...]           | names[name_ends[i-1]:name_ends[i]]
+    b"__sizes__"      int32[n, 2]          | flat little-endian arrays in index order. Sizes are
+    b"__checksums__"  uint64[n]            | (width, height). Name i is the UTF-8 text
+    b"__names__"      uint8[...]           | names[name_ends[i - 1]:name_ends[i]]
     b"__name_ends__"  int64[n]            /
-    b"__positions__"  int64[n]            only where some were skipped: the number in record i's key
-    b"__extents__"    int64[n, 2]         (offset in the file, bytes) of record i's value; 0: look it up
+    b"__positions__"  int64[n]            the number in record i's key; only if some images were skipped
+    b"__extents__"    int64[n, 2]         (offset in the file, bytes) of record i's value, 0 if unknown
 
-Extents are there because py-lmdb touches every page of a value that it returns, and a crop wants few of
-them; a value that fills pages of its own stays where it is until it is rewritten.
+Example: there were three images, and the second could not be read and was skipped. The keys are "00000000"
+and "00000002", `__len__` is 2, `__positions__` is [0, 2], and record 1 has the key "00000002". If its image
+is the 3 bytes aa bb cc, its label 7, and it has no tile index, then its value is these 18 bytes:
 
-A reader that knows only `value[0]` (image bytes) and `value[1]` (label) works on it. While a conversion
-runs there is no __meta__ but "!unfinished" and "!journal..." (see writer.py), which the last transaction
-replaces by all of the above.
+    94  c4 03 aa bb cc  07  c4 00  cf 0123456789abcdef
+    |   |               |   |      a uint64: the checksum
+    |   |               |   no bytes: the tile index
+    |   |               the label
+    |   3 bytes: the image
+    an array of 4 items
+
+Readers of older tools know `value[0]` (the image) and `value[1]` (the label), `__len__` and `__keys__`. They
+can read such a store without a change.
+
+Extents are there because py-lmdb touches every page of a value that it returns, and a crop needs few of them.
+A value that fills whole pages of its own keeps its place in the file until somebody writes it again.
+
+While a conversion runs, there is no `__meta__`. Instead there are "!unfinished" and "!journal...", see
+writer.py. The last transaction replaces them by the entries above.
 """
 
 from __future__ import annotations
@@ -40,7 +53,7 @@ KEY_WIDTH = 8
 LEN_KEY = b"__len__"
 KEYS_KEY = b"__keys__"
 META_KEY = b"__meta__"
-UNFINISHED_KEY = b"!unfinished"  # what a running conversion keeps instead of __meta__
+UNFINISHED_KEY = b"!unfinished"  # in place of __meta__ while a conversion runs
 JOURNAL_PREFIX = b"!journal"
 ARRAYS = {  # name -> key, dtype on disk, shape of one row
     "labels": (b"__labels__", np.dtype("<i4"), ()),
@@ -54,10 +67,10 @@ ARRAYS = {  # name -> key, dtype on disk, shape of one row
 
 
 class Record(NamedTuple):
-    """One record as stored.
+    """One record of a store.
 
-    image: JPEG bytes (a memoryview, no copy), or uint8 HWC pixels where the store is raw.
-    tiles: the tile index that jpeg.crop takes; empty where the JPEG is not tiled.
+    image: an encoded image (a memoryview, no copy), or uint8 HWC pixels if the store is raw.
+    tiles: the tile index that jpeg/crop.py takes; empty if the JPEG has none.
     """
 
     image: memoryview | np.ndarray
@@ -67,40 +80,42 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Meta:
-    """What a store, or one shard of it, says of itself."""
+    """Facts about a store, or about one shard of it."""
 
     encoding: str  # "jpeg" or "raw" (uint8 HWC)
     classes: list[str]
     version: int = FORMAT_VERSION
     count: int = 0
     total: int = 0  # records of the whole store, all shards
-    skipped: int = 0  # items of the source that were left out
+    skipped: int = 0  # images of the source that could not be read and were left out
     image_bytes: int = 0
     tiled: bool = False
-    max_size: int | None = None  # longest side in px, where images were shrunk
-    quality: int | None = None  # JPEG quality, where images were re-encoded
+    max_size: int | None = None  # px, the longest side, if larger images were shrunk
+    quality: int | None = None  # JPEG quality, if all images were re-encoded
     shard: int = 0
     shards: int = 1
     source: str = ""
-    conversion: str = ""  # digest of source and settings: shards of one store agree, and so does a resume
-    digest: str = ""  # of this LMDB's records, see digest_arrays
-    transaction: int = 0  # LMDB's number of the last one: where it differs, the extents no longer hold
+    conversion: str = (
+        ""  # digest of source and settings: the same for all shards of a store, and for a resume
+    )
+    digest: str = ""  # of the records in this LMDB, see digest_arrays
+    transaction: int = 0  # LMDB's number of the last one. If it has changed, the extents are no longer valid
     array_extents: dict = field(default_factory=dict)  # name -> (offset, bytes)
-    summary: dict = field(default_factory=dict)  # what the conversion counted
+    summary: dict = field(default_factory=dict)  # what the conversion counted, for `imagelmdb info`
 
     def pack(self) -> bytes:
         return msgpack.packb(asdict(self))
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> Meta:
-        """Raise StoreError on anything but the fields of this version."""
+        """Raise StoreError if `data` is not the fields of this version."""
         try:
             found = msgpack.unpackb(data)
             version = found["version"]
         except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
             raise StoreError(f"{META_KEY.decode()} is damaged ({error or type(error).__name__})") from error
         if version != FORMAT_VERSION:
-            raise StoreError(f"format version {version!r}, and this release reads version {FORMAT_VERSION}")
+            raise StoreError(f"format version {version!r}, but this release reads version {FORMAT_VERSION}")
         try:
             return cls(**{name: found[name] for name in (f.name for f in fields(cls))})
         except KeyError as error:
@@ -108,28 +123,29 @@ class Meta:
 
 
 def make_key(position: int) -> bytes:
+    """The key of a record: make_key(7) is b"00000007"."""
     return b"%0*d" % (KEY_WIDTH, position)
 
 
 def checksum(image: bytes | memoryview, label: int, tiles: bytes) -> int:
-    """64 bits over all that a record holds."""
+    """64 bits of a BLAKE2 over the whole record."""
     digest = hashlib.blake2b(image, digest_size=8)
     digest.update(struct.pack("<i", label))
     digest.update(tiles)
     return int.from_bytes(digest.digest(), "little")
 
 
-def pack_record(image: bytes, label: int, tiles: bytes, check: int) -> bytes:
+def pack_record(image: bytes, label: int, *, tiles: bytes, check: int) -> bytes:
     return msgpack.packb([image, label, tiles, check])
 
 
 def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:
-    """(image, label, tiles, checksum); the image is a slice of `value`, nothing large is copied."""
+    """(image, label, tiles, checksum). The image is a slice of `value`: it is not copied."""
     if len(value) < 6 or value[0] != 0x94:
         raise StoreError("is not a record of four items")
     start = {0xC4: 3, 0xC5: 4, 0xC6: 6}.get(value[1])  # bin 8, bin 16, bin 32
     if start is None:
-        raise StoreError("holds no image bytes")
+        raise StoreError("has no image bytes")
     end = start + int.from_bytes(value[2:start], "big")
     try:
         label, tiles, check = msgpack.unpackb(b"\x93" + bytes(value[end:]))
@@ -141,7 +157,7 @@ def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:
 
 
 def digest_arrays(shards: list[dict[str, np.ndarray]]) -> str:
-    """One digest of all records, from each shard's arrays; how many shards there are does not change it."""
+    """One digest of all records, from the arrays of every shard. It is the same for any number of shards."""
     total = hashlib.sha256()
     for name in ("checksums", "labels", "sizes"):
         for arrays in shards:

@@ -22,6 +22,7 @@ class FolderStore:
 
     encoding = "jpeg"
     sizes = None  # only the files' own headers know them
+    advice = "replace or delete the file"
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
@@ -42,16 +43,18 @@ class FolderStore:
         try:
             data = self._source.read_image(index)
         except OSError as error:
-            raise StoreError(f"cannot read {self.key(index)}: {error.strerror}") from error
+            raise StoreError(f"cannot read {self.where(index)}: {error.strerror}") from error
         return Record(memoryview(data), int(self.labels[index]))
 
     def name(self, index: int) -> str:
         """The path below the folder, such as "n01440764/n01440764_10026.JPEG"."""
         return self._source.name(index)
 
-    def key(self, index: int) -> str:
-        """Where the image is, for messages."""
+    def where(self, index: int) -> str:
         return str(self.path / self.name(index))
+
+    def check(self, index: int) -> None:
+        """Does nothing: nobody has written down what a file should contain."""
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Does nothing: the kernel reads files ahead by itself."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from imagelmdb.store.format import digest_arrays
-from imagelmdb.store.reader import LMDBStore, Shard, find_files, read_state
+from typing import Any
+
+from imagelmdb.store.reader import LMDBStore, find_files, read_state
 
 
-def describe(store: LMDBStore) -> dict:
+def describe(store: LMDBStore) -> dict[str, Any]:
     """Facts of `python -m imagelmdb info`; the digest takes a quarter of a second for ImageNet."""
     files = find_files(store.path)
     states = [read_state(file) for file in files]
@@ -20,18 +21,10 @@ def describe(store: LMDBStore) -> dict:
         "encoding": store.encoding,
         "store_bytes": sum(file.stat().st_size for file in files),
     }
-    first = store.parts[0]
-    if not isinstance(first, Shard):
-        return facts | {"format": first.format}
-    return facts | {
-        "format": f"imagelmdb {first.meta.version}",
-        "image_bytes": sum(part.meta.image_bytes for part in store.parts),
-        "tiled": first.meta.tiled,
-        "max_size": first.meta.max_size,
-        "quality": first.meta.quality,
-        "shards": first.meta.shards,
-        "skipped": first.meta.skipped,
-        "reencoded": first.meta.summary.get("reencoded", 0),
-        "source": first.meta.source,
-        "digest": digest_arrays([part.arrays for part in store.parts]),
-    }
+    facts |= store.parts[0].describe()
+    if digest := store.digest:
+        facts |= {
+            "image_bytes": sum(part.describe()["image_bytes"] for part in store.parts),
+            "digest": digest,
+        }
+    return facts

@@ -10,7 +10,7 @@ import filelock
 
 from imagelmdb.errors import StoreError, UserError
 from imagelmdb.store.reader import SHARD_PATTERN, State, read_state
-from imagelmdb.store.sources import FolderSource, Source, StoreSource
+from imagelmdb.store.sources import Source
 
 _MAX_SHARDS = 512  # each is an open file
 _LMDB_MAGIC = b"\xde\xc0\xef\xbe"
@@ -61,15 +61,13 @@ class Output:
         self._lock.release()
 
     def refuse_overlap(self, source: Source) -> None:
-        """Neither write into what is read, nor delete it."""
-        if isinstance(source, StoreSource):
-            read = {part.file.resolve() for part in source.store.parts}
-            if read & {file.resolve() for file in (*self.files, *store_files(self.path))}:
+        """Raise UserError if this conversion would write into what it reads, or delete it."""
+        ours = {file.resolve() for file in (*self.files, *store_files(self.path))}
+        for path in (Path(path).resolve() for path in source.reads):
+            if path in ours:
                 raise UserError(f"{self.path} is the store to convert; choose another output")
-        elif isinstance(source, FolderSource):
-            inside = os.path.realpath(self.files[0])
-            if Path(inside).is_relative_to(os.path.realpath(source.root)):
-                raise UserError(f"{self.path} lies in the folder to convert; choose an output outside of it")
+            if path.is_dir() and any(file.is_relative_to(path) for file in ours):
+                raise UserError(f"{self.path} is in the folder to convert; choose an output outside of it")
 
     def _check(self) -> list[Path]:
         """Files to remove first; UserError where the output holds what must stay."""

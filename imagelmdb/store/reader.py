@@ -8,20 +8,31 @@ store.labels, store.sizes    # numpy views of the mapped file
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 import numpy as np
 
 from imagelmdb.errors import StoreError, UnfinishedStoreError
-from imagelmdb.store.format import ARRAYS, META_KEY, UNFINISHED_KEY, Meta, Record, make_key, unpack_record
-from imagelmdb.store.legacy.database import LegacyStore
+from imagelmdb.store.format import (
+    ARRAYS,
+    META_KEY,
+    UNFINISHED_KEY,
+    Meta,
+    Record,
+    checksum,
+    digest_arrays,
+    make_key,
+    unpack_record,
+)
 from imagelmdb.store.legacy.formats import open_legacy
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment, open_environment
+from imagelmdb.store.texts import Texts
 
 SHARD_PATTERN = "shard-*.lmdb"
 
@@ -42,7 +53,7 @@ class LMDBStore:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
-        part, local = self.locate(index)
+        part, local = self._locate(index)
         return part[local]
 
     def __repr__(self) -> str:
@@ -52,11 +63,11 @@ class LMDBStore:
         return _reopen, (self.path, self.partial)
 
     @cached_property
-    def parts(self) -> list[Shard | LegacyStore]:
+    def parts(self) -> list[Part]:
         """The LMDBs of this store, in order."""
         files = find_files(self.path)
         parts = [_open_part(file) for file in files]
-        if len(parts) > 1 or (isinstance(parts[0], Shard) and parts[0].meta.shards > 1):
+        if len(parts) > 1 or parts[0].shards > 1:
             _check_shards(self.path, parts, self.partial)
         return parts
 
@@ -85,25 +96,40 @@ class LMDBStore:
 
     def name(self, index: int) -> str:
         """The path in the source, "n01440764/n01440764_10026.JPEG"."""
-        part, local = self.locate(index)
+        part, local = self._locate(index)
         return part.name(local)
 
-    def key(self, index: int) -> str:
-        """Where a record lies, for messages."""
-        part, local = self.locate(index)
-        return part.key(local)
+    def where(self, index: int) -> str:
+        """The file and the key, for messages."""
+        part, local = self._locate(index)
+        return part.where(local)
 
-    def prefetch(self, indices) -> None:
-        """Ask the kernel to read these records' pages ahead; returns at once."""
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Ask the kernel to read these records' pages ahead. Returns at once."""
         for index in indices:
-            part, local = self.locate(index)
+            part, local = self._locate(index)
             part.prefetch(local)
+
+    def check(self, index: int) -> None:
+        """Raise StoreError if the record is not what was written."""
+        part, local = self._locate(index)
+        part.check(local)
+
+    @property
+    def advice(self) -> str:
+        return f"`imagelmdb verify {self.path}` lists all damaged records"
+
+    @property
+    def digest(self) -> str:
+        """One digest of all records, however many shards there are; "" for another tool's database."""
+        arrays = [part.arrays for part in self.parts]
+        return digest_arrays(arrays) if all(arrays) else ""
 
     @cached_property
     def _ends(self) -> list[int]:
         return list(accumulate(len(part) for part in self.parts))
 
-    def locate(self, index: int) -> tuple[Shard | LegacyStore, int]:
+    def _locate(self, index: int) -> tuple[Part, int]:
         count = self._ends[-1]
         if not -count <= index < count:
             raise IndexError(f"record {index} of {count} in {self.path}")
@@ -116,6 +142,37 @@ class LMDBStore:
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
+class Part(Protocol):
+    """One LMDB file of a store: a shard of our own format, or another tool's database."""
+
+    file: Path
+    encoding: str
+    classes: list[str]
+    labels: np.ndarray
+    sizes: np.ndarray | None
+    conversion: str  # the shards of one store have the same; "" for another tool's database
+    shard: int  # its number among the `shards` of its store
+    shards: int
+    digest: str  # of its records when they were written; "" if the tool wrote none
+    arrays: dict[str, np.ndarray]  # what the digest is made of; {} if the tool wrote none
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def name(self, index: int) -> str: ...
+
+    def where(self, index: int) -> str: ...
+
+    def prefetch(self, index: int) -> None: ...
+
+    def check(self, index: int) -> None: ...
+
+    def check_arrays(self) -> None: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
 class Shard:
     """One LMDB of our own format: a whole store, or one shard of it."""
 
@@ -125,6 +182,8 @@ class Shard:
         self.meta = meta
         self.encoding = meta.encoding
         self.classes = meta.classes
+        self.digest = meta.digest
+        self.conversion, self.shard, self.shards = meta.conversion, meta.shard, meta.shards
         # After a compaction, or a change by another tool, values are found by key again.
         self._placed = meta.transaction == environment.facts.transaction
         self.labels = self._array("labels")
@@ -136,29 +195,54 @@ class Shard:
         return self.meta.count
 
     def __getitem__(self, index: int) -> Record:
-        image, label, tiles, _ = self.read(index)
+        image, label, tiles, _ = self._read(index)
         if self.encoding == "raw":
             width, height = self.sizes[index].tolist()
             if len(image) != height * width * 3:
-                raise StoreError(f"{self.key(index)}: {len(image)} bytes are not {height}x{width} RGB pixels")
+                raise StoreError(
+                    f"{self.where(index)}: {len(image)} bytes are not {height}x{width} RGB pixels"
+                )
             image = np.frombuffer(image, np.uint8).reshape(height, width, 3)
         return Record(image, label, tiles)
 
-    def read(self, index: int) -> tuple[memoryview, int, bytes, int]:
+    def _read(self, index: int) -> tuple[memoryview, int, bytes, int]:
         """(image, label, tiles, checksum) as stored."""
         value = self._value(index)
         try:
             return unpack_record(value)
         except StoreError as error:
-            raise StoreError(f"{self.key(index)} {error}") from error
+            raise StoreError(f"{self.where(index)} {error}") from error
 
     def name(self, index: int) -> str:
-        ends = self.arrays["name_ends"]
-        start = int(ends[index - 1]) if index else 0
-        return bytes(self.arrays["names"][start : int(ends[index])]).decode("utf-8", "replace")
+        return Texts.view(self.arrays["names"], self.arrays["name_ends"]).readable(index)
 
-    def key(self, index: int) -> str:
+    def where(self, index: int) -> str:
         return f"{self.file} key {make_key(self._position(index)).decode()}"
+
+    def check(self, index: int) -> None:
+        """Raise StoreError if a checksum differs: in the record, or in the list of all of them."""
+        image, label, tiles, stored = self._read(index)
+        if not checksum(image, label, tiles) == stored == self.arrays["checksums"][index]:
+            raise StoreError(f"{self.where(index)} ({self.name(index)}): its checksum differs")
+
+    def check_arrays(self) -> None:
+        """Raise StoreError if the flat arrays are not what was written."""
+        if digest_arrays([self.arrays]) != self.digest:
+            raise StoreError(f"{self.file}: labels, sizes, names or checksums differ from what was written")
+
+    def describe(self) -> dict[str, Any]:
+        """What `imagelmdb info` shows of it."""
+        return {
+            "format": f"imagelmdb {self.meta.version}",
+            "image_bytes": self.meta.image_bytes,
+            "tiled": self.meta.tiled,
+            "max_size": self.meta.max_size,
+            "quality": self.meta.quality,
+            "shards": self.meta.shards,
+            "skipped": self.meta.skipped,
+            "reencoded": self.meta.summary.get("reencoded", 0),
+            "source": self.meta.source,
+        }
 
     def prefetch(self, index: int) -> None:
         if self._extents is not None:
@@ -179,7 +263,7 @@ class Shard:
                 return self.environment.view(offset, size)
         value = self.environment.get(make_key(self._position(index)))
         if value is None:
-            raise StoreError(f"{self.key(index)} is missing")
+            raise StoreError(f"{self.where(index)} is missing")
         return value
 
     def _array(self, name: str) -> np.ndarray:
@@ -216,7 +300,7 @@ def find_files(path: Path) -> list[Path]:
 
 def find_local_shards(path: str | Path) -> dict[int, int]:
     """The records of each shard that lies here, in the order of LMDBStore(path, partial=True)."""
-    return {part.meta.shard: part.meta.count for part in LMDBStore(path, partial=True).parts}
+    return {part.shard: len(part) for part in LMDBStore(path, partial=True).parts}
 
 
 class State(NamedTuple):
@@ -238,7 +322,7 @@ def read_state(file: Path) -> State:
     return State(environment.count() > 0, "", "")
 
 
-def _open_part(file: Path) -> Shard | LegacyStore:
+def _open_part(file: Path) -> Part:
     if not any(datafile.has_key(file, key) for key in (META_KEY, UNFINISHED_KEY)):
         datafile.check_tree(file)  # not ours: liblmdb must not be the first to walk it
     environment = open_environment(file)
@@ -257,15 +341,12 @@ def _open_part(file: Path) -> Shard | LegacyStore:
     )
 
 
-def _check_shards(path: Path, parts: list[Shard], partial: bool) -> None:
-    foreign = [part.file for part in parts if not isinstance(part, Shard)]
-    if foreign:
-        raise StoreError(f"{foreign[0]} is no shard of this format")
-    first = parts[0].meta
+def _check_shards(path: Path, parts: list[Part], partial: bool) -> None:
+    first = parts[0]
     for part in parts:
-        if (part.meta.conversion, part.meta.shards) != (first.conversion, first.shards):
+        if (part.conversion, part.shards) != (first.conversion, first.shards):
             raise StoreError(f"{part.file} belongs to another store than {parts[0].file}")
-    found = [part.meta.shard for part in parts]
+    found = [part.shard for part in parts]
     missing = sorted(set(range(first.shards)) - set(found))
     if len(set(found)) != len(found):
         raise StoreError(f"{path} holds a shard twice: {found}")

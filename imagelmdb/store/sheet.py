@@ -34,7 +34,7 @@ def draw_sheet(store: LMDBStore, indices: Sequence[int] | None = None, count: in
         try:
             image = Image.fromarray(record.image) if store.encoding == "raw" else open_image(record.image)
         except BadImageError as error:
-            raise StoreError(f"{store.key(index)}: {error}") from error
+            raise StoreError(f"{store.where(index)}: {error}") from error
         image.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
         sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
         draw.text((left, top + _CELL + 2), f"{index}: class {record.label}", "black")

@@ -1,8 +1,14 @@
-"""ShardWriter: one LMDB of our format being written, killed and resumed at any moment.
+"""ShardWriter: writes one LMDB of our format. It may be killed at any moment, and resumed.
 
-Rows go in by transactions of many, each with a journal entry that holds the rows' columns (label, size,
-checksum, name). The last transaction turns the journal into the store's flat arrays and "!unfinished" into
-`__meta__`: before it the LMDB is unfinished, after it complete, and nothing lies between.
+One transaction writes many records. It also adds a journal entry with the columns of its records: label,
+size, checksum, name. After two transactions of two records each, the LMDB has these entries:
+
+    00000000, 00000001, !journal00000000 {"positions": [0, 1], "labels": [0, 0], ...}, !unfinished
+    00000002, 00000003, !journal00000001 {"positions": [2, 3], "labels": [1, 1], ...}
+
+At the end the writer turns the journal into the flat arrays of the store. The last transaction deletes the
+journal and "!unfinished" and puts `__meta__`. The LMDB is unfinished before that transaction and complete
+after it. There is no state between the two.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ import msgpack
 import numpy as np
 
 from imagelmdb.errors import DISK_FULL, DiskFullError, StoreError
+from imagelmdb.store.encode import Encoded
 from imagelmdb.store.format import (
     ARRAYS,
     FORMAT_VERSION,
@@ -29,12 +36,15 @@ from imagelmdb.store.format import (
     META_KEY,
     UNFINISHED_KEY,
     Meta,
+    checksum,
     digest_arrays,
     make_key,
+    pack_record,
 )
 from imagelmdb.store.lmdbfile import datafile
+from imagelmdb.store.texts import Texts
 
-# The file grows with the map on Windows, so the map grows in steps and never holds much air.
+# On Windows the file is as large as the map. So the map grows in steps, and never far ahead of the data.
 _SMALLEST_GROWTH_BYTES = 64 << 20
 _LARGEST_GROWTH_BYTES = 1 << 30
 
@@ -43,9 +53,9 @@ _COLUMNS = {"positions": "<i8", "labels": "<i4", "sizes": "<i4", "checksums": "<
 
 
 class Row(NamedTuple):
-    """One record, ready to be stored."""
+    """One record, ready to be written, with the facts that go into the arrays of the store."""
 
-    position: int
+    position: int  # its number in the shard, which gives its key
     value: bytes
     label: int
     width: int
@@ -53,11 +63,18 @@ class Row(NamedTuple):
     checksum: int
     image_bytes: int
     name: str
-    note: str
+    note: str  # why the image had to be re-encoded; "" if it did not
+
+    @classmethod
+    def pack(cls, position: int, encoded: Encoded, *, label: int, name: str) -> Row:
+        image, tiles, width, height, note = encoded
+        check = checksum(image, label, tiles)
+        value = pack_record(image, label, tiles=tiles, check=check)
+        return cls(position, value, label, width, height, check, len(image), name, note)
 
 
 class ShardWriter:
-    """Opens or goes on with an unfinished LMDB at `file`."""
+    """Begins an LMDB at `file`, or goes on with an unfinished one."""
 
     def __init__(self, file: Path, conversion: str, source: str):
         self.file = file
@@ -73,15 +90,15 @@ class ShardWriter:
             raise _explain(error, file) from error
 
     def done(self) -> np.ndarray:
-        """Positions that are stored; empty for a finished LMDB, whose journal is gone."""
+        """The positions of the records written so far. Empty if the LMDB is finished: its journal is gone."""
         return self._column("positions")
 
     def count(self) -> int:
-        """Records that are stored."""
+        """The number of records that are written."""
         return self.finished.count if self.finished else len(self.done())
 
     def write(self, rows: list[Row]) -> None:
-        """Store rows in one transaction: all of them or none."""
+        """Write these rows in one transaction: all of them or none."""
         columns = {
             "positions": [row.position for row in rows],
             "labels": [row.label for row in rows],
@@ -102,12 +119,12 @@ class ShardWriter:
         self._journal.append(entry)
 
     def notes(self) -> list[tuple[str, str]]:
-        """(name, note) of every row that has a note, by position."""
+        """(name, note) of every row with a note, in the order of their positions."""
         noted = sorted(tuple(note) for entry in self._journal for note in entry["notes"])
         return [(name, note) for _, name, note in noted]
 
     def finish(self, meta: Meta) -> Meta:
-        """Turn the journal into the store's arrays and say that it is complete."""
+        """Turn the journal into the store's arrays, and mark the LMDB as complete."""
         if self.finished:
             return self.finished
         arrays = self._arrays()
@@ -136,7 +153,7 @@ class ShardWriter:
             placed = dataclasses.replace(meta, transaction=transaction.id(), array_extents=extents)
             transaction.put(META_KEY, placed.pack())
 
-        # What one transaction puts has its place in the file only once it is committed.
+        # A value gets its place in the file when its transaction is committed, so extents need another one.
         self._transact(put_arrays)
         self._transact(put_extents)
         extents = self._locate_arrays()
@@ -167,7 +184,7 @@ class ShardWriter:
             raise StoreError(f"{self.file} belongs to another conversion")
 
     def _locate_records(self, count: int) -> np.ndarray:
-        """(offset, bytes) in the file for each record; zeros for those that share a page with others."""
+        """(offset, bytes) in the file for each record; zeros if it shares its page with other records."""
         extents = np.zeros((count, 2), ARRAYS["extents"][1])
         done = 0
         for values in datafile.locate_all(self.file):
@@ -186,15 +203,15 @@ class ShardWriter:
     def _arrays(self) -> dict[str, np.ndarray]:
         positions = self.done()
         order = np.argsort(positions)
-        names = [name for entry in self._journal for name in entry["names"].encode().split(b"\0")]
-        names = [names[i] for i in order.tolist()]
+        names = Texts(name for entry in self._journal for name in entry["names"].encode().split(b"\0"))
+        names = names.take(order.tolist())
         return {
             "positions": positions[order],
             "labels": self._column("labels")[order],
             "sizes": self._column("sizes").reshape(-1, 2)[order],
             "checksums": self._column("checksums")[order],
-            "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
-            "names": np.frombuffer(b"".join(names), np.uint8),
+            "name_ends": np.asarray(names.ends, np.int64),
+            "names": np.frombuffer(names.buffer, np.uint8),
         }
 
     def _column(self, name: str) -> np.ndarray:
@@ -220,9 +237,11 @@ class ShardWriter:
 
 
 def _explain(error: Exception, file: Path) -> Exception:
-    # liblmdb reports a write that fell short as EIO, whatever the reason; systems differ in their words.
+    # If a write was cut short, liblmdb reports EIO whatever the reason was, and systems use different words.
     full = any(os.strerror(code) in str(error) for code in DISK_FULL)
     unclear = isinstance(error, lmdb.DiskError) or os.strerror(errno.EIO) in str(error)
     if full or (unclear and shutil.disk_usage(file.parent).free < _LITTLE_ROOM_BYTES):
-        return DiskFullError(f"no room on the disk for {file}; free some, then the same command goes on")
+        return DiskFullError(
+            f"no room on the disk for {file}: free some, and run the same command again; it goes on"
+        )
     return StoreError(f"cannot write {file}: {error}")

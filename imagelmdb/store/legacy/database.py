@@ -47,6 +47,8 @@ class LegacyStore:
         self.environment = environment
         self.file = environment.file
         self.format = format
+        self.conversion, self.shard, self.shards = "", 0, 1
+        self.digest, self.arrays = "", {}
         self._places = places
         self._load = load
         self._labels = labels
@@ -59,7 +61,7 @@ class LegacyStore:
     def __getitem__(self, index: int) -> Record:
         image, label = self._read(index)
         if isinstance(image, np.ndarray) != (self.encoding == "raw"):
-            raise StoreError(f"{self.key(index)} is no {self.encoding} image, unlike the first record")
+            raise StoreError(f"{self.where(index)} is no {self.encoding} image, unlike the first record")
         return Record(image, label)
 
     @property
@@ -90,8 +92,17 @@ class LegacyStore:
         label = int(self._listing.labels[index])
         return f"{label if label >= 0 else 'lost'}/{self._places.key(index).replace('/', '_')}.{suffix}"
 
-    def key(self, index: int) -> str:
+    def where(self, index: int) -> str:
         return f"{self.file} key {self._places.key(index)}"
+
+    def check(self, index: int) -> None:
+        """Does nothing: no tool kept checksums."""
+
+    def check_arrays(self) -> None:
+        """Does nothing: no tool kept a digest."""
+
+    def describe(self) -> dict[str, str]:
+        return {"format": self.format}
 
     def prefetch(self, index: int) -> None:
         self.environment.prefetch(*self._places[index])
@@ -128,7 +139,7 @@ class LegacyStore:
     def _value(self, index: int) -> memoryview:
         offset, size = self._places[index]
         if not offset:
-            raise StoreError(f"{self.key(index)} is missing")
+            raise StoreError(f"{self.where(index)} is missing")
         return self.environment.view(offset, size)
 
     def _read(self, index: int) -> tuple[memoryview | np.ndarray, int]:
@@ -139,7 +150,7 @@ class LegacyStore:
                 label = int(self._labels[index])
             return image, _check_label(label)
         except DAMAGE as error:
-            raise StoreError(f"{self.key(index)} holds {error}") from error
+            raise StoreError(f"{self.where(index)} holds {error}") from error
 
 
 def _check_label(label: int) -> int:

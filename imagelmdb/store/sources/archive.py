@@ -1,9 +1,9 @@
-"""Tars as byte ranges: what lies where, and any of it in one read.
+"""Tars without unpacking: where each member is, and any of them in one read.
 
 for member in scan_tar("a.tar"):
     data = Files(["a.tar"]).read(0, member.offset, member.size)
 
-The scan takes 30 us a member: 34 s for ImageNet's train images, where the disk keeps up.
+A scan takes 30 us for each member: 34 s for ImageNet's train images, if the disk is fast enough.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from typing import NamedTuple
 from imagelmdb.errors import UserError
 from imagelmdb.store.sources.source import IMAGE_SUFFIXES
 
-OPEN_FILES = 64  # at once in a process; a set of 1000 shards would pass the usual limit
+OPEN_FILES = 64  # at once in a process: a set of 1000 shards would exceed the usual limit
 
 
 class Member(NamedTuple):
+    """A file or folder in a tar."""
+
     name: str
-    offset: int
+    offset: int  # of its data, in the outermost file
     size: int
     is_folder: bool = False
 
 
 class Files:
-    """Bytes at any offset of some files, for any thread and process; pickled as their paths."""
+    """Some open files, and any range of bytes in them. Any thread may read; a pickle has only the paths."""
 
     def __init__(self, paths: Sequence[str | Path]):
         self.paths = [Path(path).expanduser().absolute() for path in paths]
@@ -53,17 +55,17 @@ class Files:
 
 
 def scan_tar(path: str | Path, start: int = 0, size: int | None = None) -> Iterator[Member]:
-    """The files and folders of a tar, or of one that lies at `start` within it."""
+    """The files and folders of a tar, or of a tar inside it that begins at byte `start`."""
     try:
         with Path(path).expanduser().open("rb", buffering=0) as file:
             section = _Section(file, start, os.fstat(file.fileno()).st_size - start if size is None else size)
-            archive = tarfile.open(fileobj=section, mode="r:")  # noqa: SIM115  holds nothing to close
+            archive = tarfile.open(fileobj=section, mode="r:")  # noqa: SIM115  it has nothing to close
             while (member := archive.next()) is not None:
                 archive.members.clear()  # 1.28 M of them would take a gigabyte
                 name = member.name.removeprefix("./").strip("/") if member.name != "." else ""
                 if member.issparse() or member.islnk() or member.issym():
                     raise UserError(
-                        f"{path}: {name} is stored as a link or with holes: make the tar anew with "
+                        f"{path}: {name} is stored as a link or with holes: make the tar again with "
                         "`tar --dereference --hard-dereference`"
                     )
                 if member.isfile() or member.isdir():
@@ -72,7 +74,7 @@ def scan_tar(path: str | Path, start: int = 0, size: int | None = None) -> Itera
         if "empty" in str(error) and start == 0:
             raise UserError(f"{path} is empty") from error
         raise UserError(
-            f"{path} is damaged, cut off or no tar ({error}): copy or download it again"
+            f"{path} is damaged, cut off or not a tar ({error}): copy or download it again"
         ) from error
 
 
@@ -81,6 +83,8 @@ def is_image(member: Member) -> bool:
 
 
 class _OpenFile:
+    """An open file that several threads read at once."""
+
     def __init__(self, path: Path):
         self._file = path.open("rb", buffering=0)
         self._lock = None if hasattr(os, "pread") else threading.Lock()
@@ -88,7 +92,7 @@ class _OpenFile:
     def read(self, offset: int, size: int) -> bytes:
         if self._lock is None:
             return self._read_all(lambda at, left: os.pread(self._file.fileno(), left, at), offset, size)
-        with self._lock:  # Windows knows no pread
+        with self._lock:  # Windows has no pread
             return self._read_all(self._seek_and_read, offset, size)
 
     def _seek_and_read(self, offset: int, size: int) -> bytes:
@@ -98,7 +102,7 @@ class _OpenFile:
     @staticmethod
     def _read_all(read, offset: int, size: int) -> bytes:
         data = read(offset, size)
-        while 0 < len(data) < size:  # one system call returns at most 2 GiB, and less after a signal
+        while 0 < len(data) < size:  # a system call returns at most 2 GiB, and less if a signal comes
             more = read(offset + len(data), size - len(data))
             if not more:
                 break
@@ -111,7 +115,7 @@ class _OpenFile:
 
 
 class _Section:
-    """A part of a file, as a file for tarfile."""
+    """A range of a file that tarfile can read like a file."""
 
     def __init__(self, file, start: int, size: int):
         self._file, self._start, self._size, self._at = file, start, size, 0

@@ -1,4 +1,4 @@
-"""Any indexable dataset of (PIL image, label), as torchvision's are.
+"""Any dataset with items (PIL image, label) as a source: those of torchvision, or your own.
 
 DatasetSource(torchvision.datasets.CIFAR10("data"))
 DatasetSource(my_dataset, classes=["cat", "dog"])
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ _one_at_a_time = threading.Lock()
 
 
 class DatasetSource:
-    """Items are asked for one at a time: a dataset need not be safe to use from several threads."""
+    """The items of a dataset. One thread at a time asks it, since it may not be safe to use from several."""
+
+    encoding = "jpeg"
+    reads: Sequence[Path] = ()  # unknown
 
     def __init__(self, dataset: Any, *, classes: Sequence[str] | None = None):
         self.dataset = dataset
@@ -28,7 +32,7 @@ class DatasetSource:
         if not len(dataset):
             raise UserError(f"{self.description} is empty")
         holder = dataset
-        while classes is None and holder is not None:  # a Subset holds the dataset that knows the classes
+        while classes is None and holder is not None:  # a Subset wraps the dataset that knows the classes
             classes, holder = getattr(holder, "classes", None), getattr(holder, "dataset", None)
         if classes is None:
             raise UserError(f"{self.description} has no .classes: pass classes=[...], a name for each label")
@@ -38,13 +42,13 @@ class DatasetSource:
         return len(self.dataset)
 
     def name(self, index: int) -> str:
-        return f"{index:08d}.JPEG"  # its class is known only with its image
+        return f"{index:08d}.JPEG"  # a dataset says the class only together with the image
 
     def read(self, index: int) -> Sample:
         try:
             with _one_at_a_time:
                 image, label = self.dataset[index]
-        except Exception as error:  # the dataset's own code: one bad item must not end the conversion
+        except Exception as error:  # the dataset's own code; one bad item must not end all
             raise ValueError(f"{type(error).__name__}: {error}") from error
         label = int(label)
         if not 0 <= label < len(self.classes):
@@ -53,12 +57,12 @@ class DatasetSource:
             image = Image.fromarray(image)
         if not isinstance(image, (Image.Image, bytes)):
             raise ValueError(
-                f"the dataset yields {type(image).__name__}, and needs PIL images: leave its transform out"
+                f"the dataset yields {type(image).__name__} and not PIL images: leave its transform out"
             )
         return Sample(image, label)
 
     def fingerprint(self) -> str:
-        """Three items stand for all: a dataset cannot say what it holds without being read."""
+        """A digest of three items: to look at all of them would mean to read the whole dataset."""
         items = {0, len(self) // 2, len(self) - 1}
         return digest(self.description, self.classes, np.array([len(self)]), *map(self._peek, sorted(items)))
 

@@ -19,11 +19,12 @@ import numpy as np
 
 from imagelmdb.errors import UserError
 
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 META = "data/meta.mat"
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG$")
 
-# MATLAB's level 5 MAT-file format: element types, and the one array class that is asked for
+# MATLAB's MAT-file format, level 5: types of elements, and the only class of arrays we look for
 COMPRESSED, MATRIX, STRUCT = 15, 14, 2
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 TEXT = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
@@ -31,10 +32,13 @@ TEXT = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: 
 
 @dataclass(frozen=True)
 class Devkit:
+    """The 1000 classes and the label of each val image."""
+
     classes: list[str]
-    labels: np.ndarray  # int32, of val image 1, 2, ...
+    labels: np.ndarray  # int32; labels[0] is that of val image 1
 
     def label_files(self, files: Sequence[str]) -> np.ndarray:
+        """The labels of val images, by the number in their file names."""
         labels = np.empty(len(files), np.int32)
         for i, file in enumerate(files):
             number = VAL_NAME.search(file)
@@ -48,7 +52,7 @@ class Devkit:
 
 
 def read_devkit(path: str | Path) -> Devkit:
-    """From the archive as it is downloaded, or the folder it unpacks to."""
+    """Read the devkit from the archive as downloaded, or from the folder that it unpacks to."""
     meta, truth = _read_files(Path(path).expanduser())
     try:
         leaves = [entry for entry in read_structs(meta, "synsets") if entry["num_children"] == 0]
@@ -58,7 +62,9 @@ def read_devkit(path: str | Path) -> Devkit:
         labels = np.array([rank[int(line)] for line in truth.split()], np.int32)
     except (ValueError, KeyError, IndexError, TypeError, struct.error, zlib.error) as error:
         detail = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is damaged, or no ImageNet devkit ({detail}): download it again") from error
+        raise UserError(
+            f"{path} is damaged, or not an ImageNet devkit ({detail}): download it again"
+        ) from error
     return Devkit(classes, labels)
 
 
@@ -78,14 +84,22 @@ def _read_files(path: Path) -> tuple[bytes, bytes]:
     except FileNotFoundError:
         raise UserError(f"--devkit {path} does not exist") from None
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"--devkit {path} is no devkit archive ({error}): download it again") from error
+        raise UserError(f"--devkit {path} is not a devkit archive ({error}): download it again") from error
     if len(found) < 2:
-        raise UserError(f"--devkit {path} holds no {META} with {TRUTH}: pass ILSVRC2012_devkit_t12.tar.gz")
+        raise UserError(f"--devkit {path} has no {META} with {TRUTH}: pass {DEVKIT}")
     return found[META], found[TRUTH]
 
 
 def read_structs(data: bytes, variable: str) -> list[dict]:
-    """The struct array `variable` of a MAT-file, its scalars and texts; other fields are None."""
+    """The array of structs called `variable` in a MAT-file, as dictionaries.
+
+    A value is a number, a text, or None for anything else.
+
+    A MAT-file is a header of 128 bytes, whose last two give the byte order, and then elements: u32 type, u32
+    size, payload. A variable is an element of type 14 (a matrix), often inside one of type 15 (zlib). The
+    payload of a matrix is elements again: flags, dimensions, name, then the data. The data of structs is the
+    width of a field's name, all names joined, and a matrix for each value.
+    """
     order = {b"IM": "<", b"MI": ">"}[data[126:128]]
     for kind, payload in _elements(data[128:], order):
         while kind == COMPRESSED:
@@ -108,7 +122,7 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at + 8 <= len(data):
         kind, size = struct.unpack_from(order + "II", data, at)
-        if kind >> 16:  # up to four bytes sit in the tag itself
+        if kind >> 16:  # a payload of up to four bytes is in the tag itself
             yield kind & 0xFFFF, data[at + 4 : at + 4 + (kind >> 16)]
             at += 8
         else:
@@ -120,7 +134,7 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
 
 def _read_value(matrix: bytes, order: str) -> str | float | None:
     parts = list(_elements(matrix, order))
-    if len(parts) != 4:  # flags, dimensions, name, data: anything else is nested or empty
+    if len(parts) != 4:  # it has flags, dimensions, name and data, unless it is nested or empty
         return None
     flags = struct.unpack(order + "I", parts[0][1][:4])[0] & 0xFF
     kind, data = parts[3]

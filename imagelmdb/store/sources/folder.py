@@ -1,4 +1,4 @@
-"""An ImageFolder tree: classes, order and files as torchvision lists them."""
+"""A folder of class folders: the same classes, order and files that torchvision's ImageFolder lists."""
 
 from __future__ import annotations
 
@@ -9,40 +9,44 @@ from pathlib import Path
 from imagelmdb.errors import UserError
 from imagelmdb.store.images import read_image_file
 from imagelmdb.store.sources.devkit import read_devkit
-from imagelmdb.store.sources.source import IMAGE_SUFFIXES, ListedSource, Texts, order_as_folder
+from imagelmdb.store.sources.place import Place
+from imagelmdb.store.sources.source import IMAGE_SUFFIXES, ListedSource, order_as_folder
+from imagelmdb.store.texts import Texts
 
-SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+_SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 
 
 class FolderSource(ListedSource):
-    """root/class/.../image, or images right under `root` whose labels the devkit knows."""
+    """root/class/.../image; or images right in `root`, with the devkit's labels."""
 
     kind = "folder"
+    takes = ("devkit",)
 
     def __init__(self, root: str | Path, *, devkit: str | Path | None = None):
         self.root = Path(root).expanduser().absolute()
         folders, files = list_entries(self.root)
-        if devkit is not None:
-            if folders:
-                raise UserError(
-                    f"--devkit is for a flat folder, and {root} holds class folders: leave it out"
-                )
-            classes, labels, paths = label_by_devkit(files, devkit)
-        else:
+        if devkit is None:
             check_class_folders(root, folders, files)
             classes, labels, paths = folders, *list_images(self.root, folders)
+            names = paths
+        else:
+            if folders:
+                raise UserError(f"--devkit is for a flat folder, and {root} has class folders: leave it out")
+            classes, labels, paths = label_by_devkit(files, devkit)
+            names = Texts(f"{classes[labels[i]]}/{paths[i]}" for i in range(len(paths)))
         self.paths = paths  # below root
-        names = (
-            paths if devkit is None else Texts(f"{classes[labels[i]]}/{paths[i]}" for i in range(len(paths)))
-        )
-        super().__init__(f"folder {root}", classes, labels, names)
+        super().__init__(f"folder {root}", classes=classes, labels=labels, names=names, reads=[self.root])
+
+    @classmethod
+    def open_at(cls, place: Place) -> FolderSource | None:
+        return cls(place.text, devkit=place.devkit) if place.kind == "folder" else None
 
     def read_image(self, index: int) -> bytes:
         return read_image_file(self.root / self.paths[index])
 
 
 def list_entries(root: Path) -> tuple[list[str], list[str]]:
-    """(folders, image files) right under `root`, sorted; links count as what they lead to."""
+    """(folders, image files) right in `root`, sorted. A link counts as what it leads to."""
     folders, files = [], []
     with os.scandir(root) as entries:
         for entry in entries:
@@ -54,20 +58,26 @@ def list_entries(root: Path) -> tuple[list[str], list[str]]:
 
 
 def check_class_folders(root: str | Path, folders: list[str], files: list[str]) -> None:
+    """Raise UserError if these entries are not class folders; the message says what to do instead."""
     if not folders and files:
         raise UserError(
-            f"{root} is flat: {len(files)} images and no class folders. For ImageNet's val images run "
-            "folder2lmdb.py with --devkit ILSVRC2012_devkit_t12.tar.gz, on this folder or on "
-            "ILSVRC2012_img_val.tar; for others, on a list file of `path label` lines, or sort them into "
-            "one folder a class"
+            f"{root} is flat: {len(files)} images and no class folders. For ImageNet's val images, run "
+            "folder2lmdb.py with --devkit ILSVRC2012_devkit_t12.tar.gz on this folder or on "
+            "ILSVRC2012_img_val.tar. For other images, run it on a list file of `path label` lines, or sort "
+            "the images into one folder for each class"
         )
     if not folders:
-        raise UserError(f"no class folders and no images in {root}: pass a folder with one folder a class")
-    if len(folders) > 1 and SPLITS.issuperset(folders):
-        raise UserError(f"{root} holds the splits {', '.join(folders)}: pass one, {Path(root) / folders[0]}")
+        raise UserError(
+            f"no class folders and no images in {root}: pass a folder with one folder for each class"
+        )
+    if len(folders) > 1 and _SPLITS.issuperset(folders):
+        raise UserError(
+            f"{root} has the splits {', '.join(folders)}: pass one of them, {Path(root) / folders[0]}"
+        )
 
 
 def list_images(root: Path, classes: list[str]) -> tuple[array, Texts]:
+    """(labels, paths below root) of all images in the class folders."""
     labels, paths, empty = array("i"), Texts(), []
     for label, name in enumerate(classes):
         before = len(paths)
@@ -84,7 +94,7 @@ def list_images(root: Path, classes: list[str]) -> tuple[array, Texts]:
 
 
 def label_by_devkit(files: list[str], devkit: str | Path) -> tuple[list[str], list[int], Texts]:
-    """(classes, labels, files) of ImageNet's val images, in the order of their class folders."""
+    """(classes, labels, files) of ImageNet's val images, in the order they would have in class folders."""
     truth = read_devkit(devkit)
     labels = truth.label_files(files)
     order = order_as_folder(Texts(files), labels)
@@ -92,6 +102,7 @@ def label_by_devkit(files: list[str], devkit: str | Path) -> tuple[list[str], li
 
 
 def check_no_empty(where: str | Path, empty: list[str]) -> None:
+    """Raise UserError if a class has no images: ImageFolder refuses that too."""
     if empty:
         shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         raise UserError(
@@ -101,4 +112,4 @@ def check_no_empty(where: str | Path, empty: list[str]) -> None:
 
 
 def _refuse(error: OSError) -> None:
-    raise error  # os.walk would leave an unreadable folder out and say nothing
+    raise error  # os.walk would skip a folder that it cannot read, and say nothing

@@ -1,6 +1,6 @@
-"""A list file: a line an image, its path and then its label, as in "n01440764/a photo.JPEG 0".
+"""A list file: each line has the path of an image and then its label, as in "n01440764/a photo.JPEG 0".
 
-The label is an integer or a class name. Paths are relative to `root`, by default the list's own folder.
+A label is an integer or a class name. Paths are relative to `root`, by default the folder of the list.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import numpy as np
 
 from imagelmdb.errors import UserError
 from imagelmdb.store.images import read_image_file
-from imagelmdb.store.sources.source import ListedSource, Texts, are_unique, as_folder_name, read_class_names
+from imagelmdb.store.sources.place import Place
+from imagelmdb.store.sources.source import ListedSource, are_unique, as_folder_name, read_class_names
+from imagelmdb.store.texts import Texts
 
 
 class ListSource(ListedSource):
-    """Empty lines and lines that start with # are skipped."""
+    """The images that a list file names. Empty lines and lines that start with # are skipped."""
 
     kind = "list"
+    takes = ("root",)
 
     def __init__(self, path: str | Path, *, root: str | Path | None = None):
         path = Path(path).expanduser()
@@ -38,7 +41,12 @@ class ListSource(ListedSource):
             seen = set()
             i = next(i for i in range(len(names)) if names[i] in seen or seen.add(names[i]))
             raise UserError(f"{path}, line {lines[i]}: {paths[i]} with label {fields[i]} is listed twice")
-        super().__init__(f"list {path}", classes, labels, names)
+        super().__init__(f"list {path}", classes=classes, labels=labels, names=names, reads=[path])
+
+    @classmethod
+    def open_at(cls, place: Place) -> ListSource | None:
+        is_text = place.kind == "file" and b"\0" not in place.head
+        return cls(place.text, root=place.root) if is_text else None
 
     def read_image(self, index: int) -> bytes:
         return read_image_file(self.root / self.paths[index])
@@ -62,7 +70,10 @@ def read_lines(path: Path) -> tuple[Texts, Texts, array]:
 
 
 def index_labels(path: Path, fields: Texts, lines: array) -> tuple[np.ndarray, list[str]]:
-    """(labels, classes): integers as they are, names by their rank. The first line says which."""
+    """(labels, classes). The first line decides whether labels are integers or class names.
+
+    An integer is the label itself. A class name's label is its rank among the sorted names.
+    """
     count = len(fields)
     if not count or not fields[0].isdecimal():
         classes = sorted({fields[i] for i in range(count)})
@@ -72,12 +83,13 @@ def index_labels(path: Path, fields: Texts, lines: array) -> tuple[np.ndarray, l
     for i in range(count):
         if not fields[i].isdecimal() or int(fields[i]) >= 2**31:
             raise UserError(
-                f"{path}, line {lines[i]}: the label {fields[i]!r} is no class index like those above"
+                f"{path}, line {lines[i]}: the label {fields[i]!r} is not an integer, as those above are"
             )
         labels[i] = int(fields[i])
     return labels, read_class_names(path.parent, labels)
 
 
 def _name(path: str, folder: str) -> str:
+    """The path with its class folder in front, "cat/photos/1.jpg", but never "cat/cat/1.jpg"."""
     parts = [part for part in path.replace(os.sep, "/").split("/") if part not in ("", ".", "..")]
     return "/".join(parts if parts[0] == folder and len(parts) > 1 else [folder, *parts])

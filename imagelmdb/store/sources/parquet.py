@@ -1,7 +1,8 @@
 """Parquet files with the columns `image` (bytes, or a struct of bytes and path as on the Hub) and `label`.
 
-Row groups are streamed in small batches. Reading more or less in order costs one pass and little memory; a
-far step back, as under --shuffle, starts its row group anew.
+Parquet cannot read a single row: a row group is decoded from its start, in batches of 16 rows. To read rows
+roughly in order therefore costs one pass over the file. A step back by more than 128 rows, as with --shuffle,
+starts at the beginning of the row group again.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from imagelmdb.errors import UserError
-from imagelmdb.store.sources.source import ListedSource, Texts, are_unique, as_folder_name, read_class_names
+from imagelmdb.store.sources.place import Place, check_one_set
+from imagelmdb.store.sources.source import ListedSource, are_unique, as_folder_name, read_class_names
+from imagelmdb.store.texts import Texts
 
 BATCH_ROWS = 16
-KEPT_BATCHES = 8  # 128 rows, 14 MB of ImageNet: more than threads drift apart
-OPEN_GROUPS = 3
+KEPT_BATCHES = 8  # 128 rows or 14 MB of ImageNet: threads that read in order are never that far apart
+OPEN_GROUPS = 3  # row groups being read at once, in a process
 BUFFER_BYTES = 1 << 20
 
 
 class ParquetSource(ListedSource):
-    """Rows in the files' order; class names from the Hub's metadata, else classnames.txt or .json."""
+    """All rows, in the order of the files. Class names are in the Hub's metadata or in classnames.txt."""
 
     kind = "parquet"
 
@@ -45,16 +48,32 @@ class ParquetSource(ListedSource):
             for group in range(file.num_row_groups):
                 groups.append((row, part, group))
                 row += file.metadata.row_group(group).num_rows
-        self.groups = np.array(groups, np.int64).reshape(-1, 3)  # first row, file, number in it
+        self.groups = np.array(groups, np.int64).reshape(-1, 3)  # (first row, file, number in the file)
         labels = np.concatenate(labels)
         classes = classes or read_class_names(Path(self.paths[0]).parent, labels)
         if row and labels.max() >= len(classes):
-            raise UserError(f"{description} names {len(classes)} classes and has the label {labels.max()}")
+            raise UserError(f"{description} names {len(classes)} classes, but has the label {labels.max()}")
         folders = [as_folder_name(name) for name in classes]
         names = Texts(f"{folders[labels[i]]}/{files[i] or f'{i:08d}.JPEG'}" for i in range(row))
         if not are_unique(names):
             names = Texts(f"{folders[labels[i]]}/{i:08d}_{files[i] or '.JPEG'}" for i in range(row))
-        super().__init__(description, classes, labels, names)
+        super().__init__(description, classes=classes, labels=labels, names=names, reads=self.paths)
+
+    @classmethod
+    def open_at(cls, place: Place) -> ParquetSource | None:
+        if place.head.startswith(b"PAR1"):
+            return cls(f"parquet {place.text}", place.files)
+        if place.kind == "pattern" and all(file.suffix == ".parquet" for file in place.files):
+            return cls(f"parquet {place.text}", place.files)
+        if place.kind == "folder":
+            for folder in (
+                place.path,
+                place.path / "data",
+            ):  # the Hub's repositories keep their files in data/
+                if tables := sorted(folder.glob("*.parquet")):
+                    check_one_set(place, tables)
+                    return cls(f"parquet {place.text}", tables)
+        return None
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_cursors"}
@@ -66,11 +85,11 @@ class ParquetSource(ListedSource):
     def read_image(self, index: int) -> bytes:
         found = int(np.searchsorted(self.groups[:, 0], index, side="right")) - 1
         first, part, group = self.groups[found].tolist()
-        if self._cursors.process != os.getpid():  # a fork may have copied a lock that is held
+        if self._cursors.process != os.getpid():  # the fork may have copied a lock while it was taken
             self._cursors = _Cursors()
         image = self._cursors.read(self.paths[part], group, self.column, index - first).as_py()
         if image is None:
-            raise ValueError("the row holds no image bytes")
+            raise ValueError("the row has no image bytes")
         return image
 
     def facts(self) -> tuple:
@@ -78,12 +97,12 @@ class ParquetSource(ListedSource):
 
 
 class _Cursors:
-    """The row groups that the threads of one process go through, which is more or less in order."""
+    """The row groups that one process reads at the moment. Its threads read them roughly in order."""
 
     def __init__(self):
         self.process = os.getpid()
         self._lock = threading.Lock()
-        self._open: dict[tuple[Path, int], _Cursor] = {}  # the latest last
+        self._open: dict[tuple[Path, int], _Cursor] = {}  # the last one used is last
 
     def read(self, path: Path, group: int, column: str, row: int):
         with self._lock:
@@ -91,14 +110,14 @@ class _Cursors:
             if cursor is None or row < cursor.first:
                 cursor = _Cursor(path, group, column)
             image = cursor.read(row)
-            self._open[path, group] = cursor  # but not one that has failed
+            self._open[path, group] = cursor  # not reached if it failed
             if len(self._open) > OPEN_GROUPS:
                 del self._open[next(iter(self._open))]
             return image
 
 
 class _Cursor:
-    """Goes through one row group and keeps the last batches of it."""
+    """Reads one row group from start to end, and keeps the last batches."""
 
     def __init__(self, path: Path, group: int, column: str):
         self._batches = open_parquet(path).iter_batches(
@@ -134,14 +153,14 @@ def open_parquet(path: Path):
 
 
 def find_columns(path: Path, schema) -> tuple[str, str | None]:
-    """Leaves that hold the image's bytes and its file name."""
+    """The names of the columns with the image's bytes and with its file name (None if there is none)."""
     from pyarrow import types
 
     if not {"image", "label"} <= set(schema.names):
         raise UserError(f"{path} has the columns {', '.join(schema.names)}, and needs image and label")
     image, label = schema.field("image").type, schema.field("label").type
     if not types.is_integer(label):
-        raise UserError(f"{path}: the column label is {label}, and needs integers")
+        raise UserError(f"{path}: the column label is {label}, and must be integers")
     if types.is_struct(image):
         fields = {image.field(i).name: image.field(i).type for i in range(image.num_fields)}
         if "bytes" in fields:
@@ -151,7 +170,7 @@ def find_columns(path: Path, schema) -> tuple[str, str | None]:
             return "image.bytes", "image.path" if has_text else None
     elif types.is_binary(image) or types.is_large_binary(image):
         return "image", None
-    raise UserError(f"{path}: the column image is {image}, and needs bytes, or a struct with bytes in it")
+    raise UserError(f"{path}: the column image is {image}, and must be bytes, or a struct with bytes in it")
 
 
 def read_labels(path: Path, file) -> np.ndarray:

@@ -1,14 +1,24 @@
-"""What a conversion reads: a Source lists images and labels, and reads any of them in any order.
+"""What a conversion reads: a Source lists images with their labels, and reads any of them in any order.
 
-1.28 M entries stay small (about 60 MB) and cheap to pickle: texts in one buffer, numbers in arrays.
+A new source is one class in one file, and one line in the table of `sources/__init__.py`. Most of them derive
+from ListedSource and add this:
+
+    class MySource(ListedSource):
+        takes = ()                      # or "devkit", "root": the options of open_source that it uses
+
+        @classmethod
+        def open_at(cls, place: Place) -> MySource | None: ...    # None if this place is not one of its own
+
+        def read_image(self, index: int) -> bytes: ...            # the bytes of one image file
+
+The list of 1.28 M images takes about 60 MB and is cheap to pickle: names in one buffer, numbers in arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from imagelmdb.errors import UserError
+from imagelmdb.store.texts import Texts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
@@ -23,69 +34,64 @@ _MOST_CLASSES = 1 << 20
 
 
 class Sample(NamedTuple):
+    """One labelled image of a source: the bytes of its file, or pixels."""
+
     image: bytes | Image.Image
     label: int
 
 
 class Source(Protocol):
-    """Picklable; read() works in any process and thread, and raises OSError or ValueError on a bad item."""
+    """A list of labelled images. It is picklable, and any process and any thread may read it."""
 
-    description: str  # one line, "folder /imagenet/train"
+    description: str  # one line, such as "folder /imagenet/train"
     classes: list[str]
+    encoding: str  # how its images are stored unless the user says otherwise: "jpeg" or "raw"
+    reads: Sequence[Path]  # the files or folders it reads, which a conversion must not write into
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Unique, "n01440764/x.JPEG"."""
+        """The image's name, which no other image has: "n01440764/n01440764_10026.JPEG"."""
 
-    def read(self, index: int) -> Sample: ...
+    def read(self, index: int) -> Sample:
+        """Read one image. A bad one raises OSError or ValueError."""
 
     def fingerprint(self) -> str:
-        """Digest of what is listed, without its place and times: moved data is the same data."""
-
-
-class Texts:
-    """A list of str in one buffer; a str is only made when asked for."""
-
-    def __init__(self, texts: Iterable[str] = ()):
-        self.buffer = bytearray()
-        self.ends = array("q")
-        for text in texts:
-            self.append(text)
-
-    def append(self, text: str) -> None:
-        self.buffer += text.encode("utf-8", "surrogateescape")  # file names may be any bytes
-        self.ends.append(len(self.buffer))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        end = self.ends[index]
-        return self.buffer[self.ends[index - 1] if index > 0 else 0 : end].decode("utf-8", "surrogateescape")
+        """A digest of what is listed. It leaves out paths and times: data that was moved is the same data."""
 
 
 class ListedSource:
-    """A Source whose names and labels are known from listing; subclasses add read_image(index) -> bytes."""
+    """A Source that knows all names and labels from the start. Subclasses add read_image(index) -> bytes."""
 
-    kind: str
+    kind: str  # part of the fingerprint
+    encoding = "jpeg"
+    takes: tuple[str, ...] = ()
 
-    def __init__(self, description: str, classes: Sequence[str], labels: Sequence[int], names: Texts):
+    def __init__(
+        self,
+        description: str,
+        *,
+        classes: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        names: Texts,
+        reads: Sequence[Path],
+    ):
         self.description = description
         self.classes = list(classes)
         self.labels = np.asarray(labels, np.int32)
         self.names = names
+        self.reads = reads
         if not len(names):
             raise UserError(f"no images in {description}")
         for name in classes:
-            if not name.isprintable():  # undecodable bytes read as lone surrogates
+            if not name.isprintable():  # bytes that are not UTF-8 arrive as lone surrogates
                 raise UserError(f"{description}: the class name {name!r} is not readable text: rename it")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        return self.names[index].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return self.names.readable(index)
 
     def read(self, index: int) -> Sample:
         return Sample(self.read_image(index), int(self.labels[index]))
@@ -97,11 +103,12 @@ class ListedSource:
         return digest(self.kind, self.classes, self.labels, self.names.ends, self.names.buffer, *self.facts())
 
     def facts(self) -> tuple:
-        """Further buffers that tell this source from another with the same names."""
+        """More buffers for the fingerprint, if two sources with the same names can still differ."""
         return ()
 
 
 def digest(kind: str, classes: list[str], *buffers) -> str:
+    """32 hex digits of a SHA-256 over all arguments."""
     total = hashlib.sha256(json.dumps([kind, classes]).encode())
     for buffer in buffers:
         view = memoryview(buffer).cast("B")
@@ -111,15 +118,16 @@ def digest(kind: str, classes: list[str], *buffers) -> str:
 
 
 def are_unique(names: Texts) -> bool:
-    """By 64-bit hashes: 10 MB for 1.28 M names, where a set of them takes 100."""
-    hashes = np.fromiter((hash(names[i]) for i in range(len(names))), np.int64, len(names))
+    """Compare 64-bit hashes: these take 10 MB for 1.28 M names, and a set of the names takes 100 MB."""
+    hashes = np.fromiter((hash(names.encoded(i)) for i in range(len(names))), np.int64, len(names))
     return len(np.unique(hashes)) == len(names)
 
 
 def order_as_folder(names: Texts, labels: np.ndarray) -> np.ndarray:
-    """Indices in the order of torchvision's ImageFolder on the same tree.
+    """The indices in the order in which torchvision's ImageFolder lists the same tree.
 
-    That is by class, folder in it, file name. Of equal names the last stays, as unpacking would leave it.
+    It sorts by class, then by folder within the class, then by file name. If a name occurs twice, the last
+    image counts, since unpacking the archive would leave that one.
     """
     order = np.argsort(labels, kind="stable")
     bounds = np.flatnonzero(np.diff(labels[order])) + 1
@@ -134,10 +142,10 @@ def order_as_folder(names: Texts, labels: np.ndarray) -> np.ndarray:
 
 
 def read_class_names(folder: Path, labels: np.ndarray) -> list[str]:
-    """From classnames.txt (a line a class) or classnames.json beside the data, else "0", "1", ..."""
+    """The class names in classnames.txt (one a line) or classnames.json in `folder`, else "0", "1", ..."""
     count = int(labels.max()) + 1 if len(labels) else 0
     if count > _MOST_CLASSES:
-        raise UserError(f"the labels beside {folder} go up to {count - 1}: they number classes from 0 on")
+        raise UserError(f"the labels beside {folder} go up to {count - 1}: they must number classes from 0")
     lines, table = folder / "classnames.txt", folder / "classnames.json"
     try:
         if lines.is_file():
@@ -152,13 +160,13 @@ def read_class_names(folder: Path, labels: np.ndarray) -> list[str]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"the class names beside the data in {folder} cannot be read ({error or type(error).__name__}): "
-            "classnames.txt holds a line a class, classnames.json a list"
+            "classnames.txt has one name on each line, classnames.json has a list"
         ) from error
     if len(names) < count:
-        raise UserError(f"the class names in {folder} are {len(names)}, and the labels go up to {count - 1}")
+        raise UserError(f"{folder} names {len(names)} classes, but its labels go up to {count - 1}")
     return names
 
 
 def as_folder_name(class_name: str) -> str:
-    """Hub class names hold slashes at times."""
+    """A class name without slashes: some datasets on the Hub have them."""
     return class_name.replace("/", "_") or "_"

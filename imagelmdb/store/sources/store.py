@@ -1,4 +1,4 @@
-"""Another store, of any layout, or of an older tool."""
+"""Another store as a source: one of our own, in any layout, or a database of an older tool."""
 
 from __future__ import annotations
 
@@ -8,16 +8,32 @@ import numpy as np
 from PIL import Image
 
 from imagelmdb.errors import StoreError
-from imagelmdb.store.reader import LMDBStore, Shard
-from imagelmdb.store.sources.source import Sample, Texts, digest
+from imagelmdb.store.reader import SHARD_PATTERN, LMDBStore
+from imagelmdb.store.sources.place import Place
+from imagelmdb.store.sources.source import Sample, digest
+from imagelmdb.store.texts import Texts
+
+_MAGICS = (b"\xde\xc0\xef\xbe", b"\xbe\xef\xc0\xde")  # bytes 16 to 20 of an LMDB, in either byte order
 
 
 class StoreSource:
-    def __init__(self, store: LMDBStore | str | Path):
-        self.store = store if isinstance(store, LMDBStore) else LMDBStore(store)
+    """The records of a store: its encoded images as they are, or its pixels."""
+
+    takes: tuple[str, ...] = ()
+
+    def __init__(self, path: str | Path):
+        self.store = LMDBStore(path)
         self.description = f"store {self.store.path}"
         self.classes = list(self.store.classes)
         self.encoding = self.store.encoding
+        self.reads = [part.file for part in self.store.parts]
+
+    @classmethod
+    def open_at(cls, place: Place) -> StoreSource | None:
+        has_shards = (place.path / "data.mdb").exists() or any(place.path.glob(SHARD_PATTERN))
+        if place.head[16:20] in _MAGICS or (place.kind == "folder" and has_shards):
+            return cls(place.path)
+        return None
 
     def __len__(self) -> int:
         return len(self.store)
@@ -28,9 +44,9 @@ class StoreSource:
     def read(self, index: int) -> Sample:
         try:
             record = self.store[index]
-        except StoreError as error:  # older tools lost records: one bad item among others
+        except StoreError as error:  # older tools lost records: this is one bad item among others
             raise ValueError(str(error)) from error
-        if self.store.encoding == "raw":
+        if self.encoding == "raw":
             return Sample(Image.fromarray(np.asarray(record.image)), int(record.label))
         return Sample(bytes(record.image), int(record.label))
 
@@ -38,7 +54,7 @@ class StoreSource:
         names = Texts(self.name(i) for i in range(len(self)))
         try:
             labels = np.asarray(self.store.labels, np.int32)
-        except StoreError:  # of an older tool, with records lost; its names hold the labels
+        except StoreError:  # an older tool lost records; the names contain the labels as well
             labels = np.empty(0, np.int32)
-        digests = [part.meta.digest for part in self.store.parts if isinstance(part, Shard)]
+        digests = [part.digest for part in self.store.parts if part.digest]
         return digest("store", [*self.classes, *digests], labels, names.ends, names.buffer)

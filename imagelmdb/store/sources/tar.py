@@ -1,8 +1,8 @@
-"""ImageNet's tars, read where they are: headers are scanned once, then any image is one read at its offset.
+"""ImageNet's tars as sources, without unpacking: one scan of the headers, then one read for each image.
 
-ClassTarsSource("ILSVRC2012_img_train.tar")    a tar of class tars, or a folder of them
+ClassTarsSource("ILSVRC2012_img_train.tar")    a tar of class tars, or a folder of class tars
 ValTarSource("ILSVRC2012_img_val.tar", devkit="ILSVRC2012_devkit_t12.tar.gz")
-FolderTarSource("pets.tar")                    what `tar cf pets.tar -C pets .` makes of a class-folder tree
+FolderTarSource("pets.tar")                    class folders in a tar, made by `tar cf pets.tar -C pets .`
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import numpy as np
 
 from imagelmdb.errors import UserError
 from imagelmdb.store.sources.archive import Files, is_image, scan_tar
-from imagelmdb.store.sources.devkit import read_devkit
+from imagelmdb.store.sources.devkit import DEVKIT, read_devkit
 from imagelmdb.store.sources.folder import check_no_empty
-from imagelmdb.store.sources.source import ListedSource, Texts, order_as_folder
+from imagelmdb.store.sources.place import Place
+from imagelmdb.store.sources.source import ListedSource, order_as_folder
+from imagelmdb.store.texts import Texts
 
 
 class Rows:
-    """Byte ranges as they are found, columns apart."""
+    """The images found so far: a name, a label and a range of bytes each. One array for each column."""
 
     def __init__(self):
         self.names, self.labels = Texts(), array("i")
@@ -35,7 +37,7 @@ class Rows:
 
 
 class TarSource(ListedSource):
-    """Images that are byte ranges of one or more files."""
+    """Images that are ranges of bytes in one or more files."""
 
     def __init__(
         self,
@@ -55,7 +57,13 @@ class TarSource(ListedSource):
         self.sizes = np.array(rows.sizes, np.int64)[order]
         names = rows.names if names is None else names
         labels = np.array(rows.labels, np.int32) if labels is None else labels
-        super().__init__(description, classes, labels[order], Texts(names[i] for i in order))
+        super().__init__(
+            description,
+            classes=classes,
+            labels=labels[order],
+            names=names.take(order),
+            reads=files.paths,
+        )
 
     def read_image(self, index: int) -> bytes:
         return self.files.read(int(self.parts[index]), int(self.offsets[index]), int(self.sizes[index]))
@@ -65,9 +73,17 @@ class TarSource(ListedSource):
 
 
 class ClassTarsSource(TarSource):
-    """A tar a class, named after it: all within one tar, or side by side in a folder."""
+    """One tar for each class, named after it. All of them are in one tar, or together in a folder."""
 
     kind = "class tars"
+
+    @classmethod
+    def open_at(cls, place: Place) -> ClassTarsSource | None:
+        if not place.tars:
+            return cls(place.text) if "class tars" in place.tar_kinds else None
+        if place.tar_kinds & {"class tars", "val"}:  # the official tars, each a set of its own
+            raise UserError(f"{place.text} has several sets: pass one of them, for example {place.tars[0]}")
+        return cls(place.path) if "webdataset" not in place.tar_kinds else None
 
     def __init__(self, path: str | Path):
         rows, empty = Rows(), []
@@ -95,9 +111,13 @@ class ClassTarsSource(TarSource):
 
 
 class FolderTarSource(TarSource):
-    """A class-folder tree in a tar, also where all of it lies in one more folder."""
+    """Class folders in a tar, at the top or all in one folder such as "train/"."""
 
     kind = "tar"
+
+    @classmethod
+    def open_at(cls, place: Place) -> FolderTarSource | None:
+        return cls(place.text) if place.is_tar else None
 
     def __init__(self, path: str | Path):
         rows, folders = Rows(), set()
@@ -113,8 +133,8 @@ class FolderTarSource(TarSource):
         loose = next((names[i] for i in range(count) if "/" not in names[i]), None)
         if loose is not None:
             raise UserError(
-                f"{path} holds {loose} outside any class folder: pass a tar of class folders, or --devkit "
-                "ILSVRC2012_devkit_t12.tar.gz with ILSVRC2012_img_val.tar"
+                f"{path} has {loose} outside any class folder: pass a tar of class folders, or "
+                f"ILSVRC2012_img_val.tar with --devkit {DEVKIT}"
             )
         listed = {f[len(top) :].partition("/")[0] for f in folders if f.startswith(top)} - {""}
         check_no_empty(path, sorted(listed - found.keys()))
@@ -133,9 +153,18 @@ class FolderTarSource(TarSource):
 
 
 class ValTarSource(TarSource):
-    """ImageNet's val images, flat in a tar, with the labels of the devkit."""
+    """ImageNet's val images: a tar without folders. Their labels are in the devkit."""
 
     kind = "val tar"
+    takes = ("devkit",)
+
+    @classmethod
+    def open_at(cls, place: Place) -> ValTarSource | None:
+        if place.is_tar and place.devkit is None and "val" in place.tar_kinds:
+            raise UserError(
+                f"{place.text} has ImageNet's val images without labels: pass --devkit {DEVKIT} as well"
+            )
+        return cls(place.text, devkit=place.devkit) if place.is_tar and place.devkit is not None else None
 
     def __init__(self, path: str | Path, *, devkit: str | Path):
         truth, rows = read_devkit(devkit), Rows()
@@ -157,7 +186,7 @@ class ValTarSource(TarSource):
 
 
 def _find_top(names: Texts) -> str:
-    """The folder that holds every class folder, "train/", or "" where the classes are on top."""
+    """The folder that all class folders are in, such as "train/"; "" if the classes are at the top."""
     if not len(names) or names[0].count("/") < 2:
         return ""
     top = names[0].partition("/")[0] + "/"

@@ -1,0 +1,101 @@
+"""IterableLMDB: a store as a stream of samples, for disks that are slow at random access.
+
+dataset = IterableLMDB("train-lmdb", transform, seed=0, rank=rank, world_size=world_size)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from imagelmdb.data.imagefolder import load_sample
+from imagelmdb.errors import UserError
+from imagelmdb.order.blocks import BLOCK_RECORDS
+from imagelmdb.order.rng import BLOCK, BUFFER, make_key, permute
+from imagelmdb.store.reader import LMDBStore
+
+
+class IterableLMDB(IterableDataset):
+    """Every record once an epoch, over all ranks and workers.
+
+    Blocks of neighbouring records come in random order. Each block is read from the disk as a whole, and its
+    records wait in a buffer, from which random ones are taken. One rank's share may be a block larger than
+    another's. `set_epoch` reaches persistent workers as well. buffer: records that wait in each worker.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        transform: Callable | None = None,
+        target_transform: Callable | None = None,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        buffer: int = 4096,
+    ):
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} is not one of {world_size} ranks")
+        if buffer < 1:
+            raise UserError(f"a shuffle buffer of {buffer} records is too small: at least 1")
+        self.transform, self.target_transform = transform, target_transform
+        self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
+        self.buffer = buffer
+        self.store = LMDBStore(path)
+        self.classes: list[str] = self.store.classes
+        self.class_to_idx: dict[str, int] = self.store.class_to_idx
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        """This rank's records."""
+        return sum(map(len, self._blocks(int(self._epoch), self.rank, self.world_size)))
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        consumer = number * self.world_size + self.rank
+        for index in self._order(int(self._epoch), consumer, self.world_size * workers):
+            image, label = load_sample(self.store, index)
+            image = self.transform(image) if self.transform else image
+            yield image, self.target_transform(label) if self.target_transform else label
+
+    def _order(self, epoch: int, consumer: int, consumers: int) -> Iterator[int]:
+        if not self.shuffle:
+            for block in self._blocks(epoch, consumer, consumers):
+                yield from block
+            return
+        rng = np.random.default_rng(make_key(self.seed, epoch, BUFFER, consumer))
+        waiting: list[int] = []
+        for block in self._blocks(epoch, consumer, consumers):
+            self.store.prefetch(block)
+            for index in block:
+                waiting.append(index)
+                if len(waiting) > self.buffer:
+                    yield _take(waiting, rng)
+        while waiting:
+            yield _take(waiting, rng)
+
+    def _blocks(self, epoch: int, consumer: int, consumers: int) -> Iterator[range]:
+        """The blocks of one consumer: every consumers-th one of the epoch's order."""
+        count = len(self.store)
+        mine = np.arange(consumer, -(-count // BLOCK_RECORDS), consumers)
+        if self.shuffle:
+            mine = permute(-(-count // BLOCK_RECORDS), make_key(self.seed, epoch, BLOCK), mine)
+        for start in (mine * BLOCK_RECORDS).tolist():
+            yield range(start, min(start + BLOCK_RECORDS, count))
+
+
+def _take(waiting: list[int], rng: np.random.Generator) -> int:
+    """Remove and return a random one."""
+    at = int(rng.integers(len(waiting)))
+    waiting[at], waiting[-1] = waiting[-1], waiting[at]
+    return waiting.pop()

@@ -1,0 +1,127 @@
+"""Place: where a user says the data is, and what a first look finds there. Each source decides if it fits.
+
+place = look_at("train-{000..146}.tar")
+place.kind, place.files    # "pattern", [Path("train-000.tar"), ...]
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+from imagelmdb.errors import UserError
+from imagelmdb.store.sources.archive import scan_tar
+from imagelmdb.store.sources.devkit import VAL_NAME
+
+_COMPRESSIONS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7z": "unxz", b"(\xb5\x2f\xfd": "unzstd"}
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_SAMPLED_MEMBERS = 16  # of a tar, enough to see what it contains
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, a file, or the files that match a pattern."""
+
+    text: str  # as the user wrote it, for messages
+    path: Path
+    kind: str  # "folder", "file" or "pattern"
+    files: list[Path]  # sorted: those right in the folder, the file itself, or those that match
+    has_folders: bool = False  # a folder with folders in it
+    head: bytes = b""  # how a file begins
+    devkit: str | Path | None = None
+    root: str | Path | None = None
+
+    @property
+    def is_tar(self) -> bool:
+        """A tar file."""
+        return self.kind == "file" and (self.head[257:262] == b"ustar" or self.path.suffix == ".tar")
+
+    @property
+    def tars(self) -> list[Path]:
+        """The tars in a folder that has nothing but files in it."""
+        only_files = self.kind == "folder" and not self.has_folders
+        return [file for file in self.files if file.suffix == ".tar"] if only_files else []
+
+    @cached_property
+    def tar_kinds(self) -> set[str]:
+        """What the tars contain, from a look at the first and the last: see tell_tar."""
+        tars = self.tars or ([self.path] if self.is_tar else [])
+        return {tell_tar(tar) for tar in {*tars[:1], *tars[-1:]}}
+
+
+def look_at(path: str | Path, *, devkit: str | Path | None = None, root: str | Path | None = None) -> Place:
+    """What is at `path`; UserError if nothing can be read there."""
+    text, found = str(path), Path(path).expanduser()
+    options = {"devkit": devkit, "root": root}
+    if not found.exists() and re.search(r"[*{?]", str(found)):
+        return Place(text, found, "pattern", expand_pattern(str(found)), **options)
+    if not found.exists():
+        raise UserError(f"{path} does not exist")
+    if found.is_dir():
+        entries = sorted(found.iterdir())
+        files = [entry for entry in entries if not entry.is_dir()]
+        # A download from the Hub leaves a folder .cache behind.
+        has_folders = any(not entry.name.startswith(".") for entry in {*entries} - {*files})
+        return Place(text, found, "folder", files, has_folders, **options)
+    if not found.is_file():
+        raise UserError(f"{path} is not a regular file: write what it gives into one, and pass that")
+    with found.open("rb") as opened:
+        head = opened.read(1024)
+    if not head:
+        raise UserError(f"{path} is empty")
+    if tool := next((tool for magic, tool in _COMPRESSIONS.items() if head.startswith(magic)), None):
+        raise UserError(
+            f"{path} is compressed, and images in it cannot be found: unpack it with {tool} first"
+        )
+    return Place(text, found, "file", [found], head=head, **options)
+
+
+def expand_pattern(pattern: str) -> list[Path]:
+    """The files that "train-{000..146}.tar" or "train-*.tar" names, in order. Each must exist."""
+    names = [pattern]
+    while any(_BRACES.search(name) for name in names):
+        names = [one for name in names for one in _expand_braces(name)]
+    if len(names) > 1:
+        missing = [name for name in names if not Path(name).is_file()]
+        if missing:
+            raise UserError(
+                f"{pattern} asks for {len(names)} files, and {len(missing)} do not exist: {missing[0]}"
+            )
+        return [Path(name) for name in names]
+    found = sorted(file for file in Path(names[0]).parent.glob(Path(names[0]).name) if file.is_file())
+    if not found:
+        raise UserError(f"no file matches {pattern}")
+    return found
+
+
+def tell_tar(file: Path) -> str:
+    """What a tar contains: "class tars", "webdataset" (x.jpg with x.cls), "val" (ImageNet's) or "tar"."""
+    members = [m for m in islice(scan_tar(file), _SAMPLED_MEMBERS) if not m.is_folder]
+    names = [member.name for member in members]
+    if any(name.lower().endswith(".tar") for name in names):
+        return "class tars"
+    if any(name.lower().endswith((".cls", ".json")) for name in names):
+        return "webdataset"
+    return "val" if any(VAL_NAME.search(name) and "/" not in name for name in names) else "tar"
+
+
+def check_one_set(place: Place, files: list[Path]) -> None:
+    """Train and validation shards in one folder must not become one store."""
+    sets = sorted({re.split(r"[-_.]?\d", file.name)[0] for file in files})
+    if len(sets) > 1:
+        example = files[0].parent / f"{sets[0]}*{files[0].suffix}"
+        raise UserError(
+            f"{place.text} has shards of {', '.join(sets)}: pass one set, for example '{example}'"
+        )
+
+
+def _expand_braces(name: str) -> list[str]:
+    found = _BRACES.search(name)
+    if not found:
+        return [name]
+    first, last = found.groups()
+    numbers = range(int(first), int(last) + 1)
+    return [f"{name[: found.start()]}{n:0{len(first)}d}{name[found.end() :]}" for n in numbers]
