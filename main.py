@@ -49,7 +49,8 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
     from imagelmdb.train.program import check_export, export_checkpoint
     from imagelmdb.train.resume import check_classes, find_start
 
-    # A checkpoint brings the options of its run along. In an agree block, a user's mistake ends all ranks.
+    # A checkpoint brings the options of its run along. If one rank finds a user's mistake in an agree block,
+    # all ranks end with it.
     with world.agree():
         config, checkpoint, notes = find_start(config, explicit)
         check_export(config.export)
@@ -65,7 +66,7 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
         if checkpoint:
             check_classes(checkpoint["classes"], classes)
         model = make_model(config, classes=len(classes), device=world.device, fetch=not checkpoint)
-    for note in notes:
+    for note in notes:  # the checkpoint fits, so say where the run starts
         world.say(note)
     if config.compile:
         model.compile(dynamic=False)  # one program for each crop size
@@ -126,6 +127,7 @@ def train(
         if checkpoint:
             trainer.load_state_dict(checkpoint)
         log = Logger(config, rank=world.rank, resume_step=checkpoint["step"] if checkpoint else None)
+    # Only rank 0 writes. The other ranks have these objects too, so that the code below is one path for all.
     facts = {"config": describe_options(config), "classes": classes, "world_size": world.size}
     checkpoints = Checkpoints(config, facts=facts)
 
@@ -141,7 +143,7 @@ def train(
         )
 
         for epoch in range(trainer.progress.epoch, config.epochs):
-            progress = trainer.progress
+            progress = trainer.progress  # not at the start of the epoch if the run was stopped inside it
             log.begin_epoch(epoch, steps=steps, done=trainer.epoch_step)
             batches = train_loader.epoch(epoch, trainer.epoch_step, size_at(config, epoch))
             trainer.train_epoch(
@@ -166,6 +168,7 @@ def train(
                     confusion=result.confusion if result else None,
                     classes=classes,
                 )
+            # The checkpoint of a finished epoch is at the start of the next one.
             trainer.progress = progress.next_epoch()
             trainer.save_checkpoint(checkpoints, epoch=epoch, best=best)
 

@@ -50,7 +50,7 @@ def other_value_on_rank_1(options, world):
     world.check_same(world.rank, "sees another checkpoint")
 
 
-def mistake_amid_the_run(options, world):
+def mistake_during_the_run(options, world):
     if world.rank == 1:
         raise UserError("shard 3, key 00000017 is corrupt")
     while True:
@@ -117,8 +117,8 @@ def test_a_mistake_of_one_rank_is_one_line_and_exit_code_2_on_all(tmp_path, work
     assert "".join(texts) == f"error: {text}\n"
 
 
-def test_a_mistake_amid_a_run_ends_the_ranks_that_wait_in_a_collective(tmp_path):
-    codes, texts = run_ranks(start, mistake_amid_the_run, size=2, output=tmp_path)
+def test_a_mistake_during_a_run_ends_the_ranks_that_wait_in_a_collective(tmp_path):
+    codes, texts = run_ranks(start, mistake_during_the_run, size=2, output=tmp_path)
     assert codes == [2, 2]
     assert texts[1] == "error: shard 3, key 00000017 is corrupt\n"
     assert "Traceback" not in texts[0]

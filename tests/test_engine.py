@@ -1,6 +1,7 @@
 """A step is that of the published algorithm, and nothing around it changes a number."""
 
 import copy
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torchvision
+from processes import run_ranks
 from torch import nn
 
 from imagelmdb.config import Config
 from imagelmdb.errors import Diverged, Stopped
 from imagelmdb.train.checkpoint import Checkpoints, load
+from imagelmdb.train.distributed import launch
 from imagelmdb.train.engine import Trainer
 from imagelmdb.train.evaluate import evaluate
 from imagelmdb.train.resume import describe_options
@@ -159,7 +162,7 @@ def test_every_step_draws_numbers_of_its_own_whatever_was_drawn_before():
 
 def stop_after(trainer, steps):
     """A hook that makes the trainer's rank hear a signal after so many steps."""
-    taken = iter(range(1, steps + 1))
+    taken = itertools.count(1)
 
     def after_step():
         if next(taken) == steps:
@@ -192,6 +195,22 @@ def test_one_rank_stops_at_the_next_step_however_rare_the_readings():
     trainer = make_trainer(make_model(), print_freq=1000)
     with pytest.raises(Stopped, match="after step 3"):
         trainer.train_epoch(make_batches(), after_step=stop_after(trainer, 3))
+
+
+def train_a_rank(config, world):
+    trainer = make_trainer(make_model(), world=world, batch_size=16, print_freq=4)
+    after_step = stop_after(trainer, 6) if world.rank == 1 else lambda: None
+    trainer.train_epoch(make_batches(), after_step=after_step)
+
+
+def launch_a_rank():
+    return launch(train_a_rank, Config())
+
+
+def test_several_ranks_stop_together_at_the_next_reading_after_one_got_the_signal(tmp_path):
+    codes, texts = run_ranks(launch_a_rank, size=2, output=tmp_path)
+    assert codes == [75, 75]
+    assert texts[0].startswith("stopped by a signal after step 8")
 
 
 def test_progress_lines_come_every_so_many_steps_and_at_the_end_of_the_epoch():

@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_keeps_the_last_good_check
     assert (tmp_path / "run" / "last.pt").read_bytes() == good
 
 
-def test_a_corrupt_image_amid_an_epoch_ends_all_ranks_with_its_name(tmp_path, data):
+def test_a_corrupt_image_during_an_epoch_ends_all_ranks_with_its_name(tmp_path, data):
     make_tree(tmp_path / "train", {"a": 16, "b": 16})
     (tmp_path / "train" / "b" / "3.JPEG").write_bytes(b"\xff\xd8 no image")
     options = [

@@ -32,7 +32,7 @@ EPOCH_NAME = "epoch-{:04d}.pt"
 class Checkpoints:
     """The checkpoints in a run's folder: last.pt, best.pt and those of the last K epochs.
 
-    `facts` are values of the whole run; each checkpoint contains them.
+    `facts` are values that do not change during the run. Each checkpoint contains them.
     """
 
     def __init__(self, config: Config, *, facts: dict[str, Any] | None = None):

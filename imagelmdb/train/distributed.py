@@ -121,7 +121,7 @@ def _spawn(run: Callable[[Config, World], None], config: Config, places: list[Pl
                     code = code or process.exitcode
                 if not ended:
                     break
-    except KeyboardInterrupt:  # the terminal sends Ctrl-C to the ranks as well, and they say so
+    except KeyboardInterrupt:  # the terminal sends Ctrl-C to the ranks too, and they print a line
         code = EXIT_INTERRUPTED
         multiprocessing.connection.wait(list(running), timeout=5)
     finally:
@@ -189,7 +189,7 @@ def _join(world: World, config: Config, place: Place) -> None:
 
 
 def _leave_together() -> None:
-    """Wait for all ranks, because a launcher ends the others when the first leaves, perhaps amid a write."""
+    """Wait for all ranks: a launcher ends the others when the first leaves, even during a write."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

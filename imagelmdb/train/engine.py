@@ -95,7 +95,7 @@ class Trainer:
         on_reading: Callable[[Reading], None] = lambda reading: None,
         after_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """Train the rest of the epoch. `batches` begin where `progress` is."""
+        """Train the rest of the epoch. The first of the `batches` is that of step `epoch_step`."""
         config, world = self.config, self.world
         self.model.train()
         feed = Feed(batches, world.device)
@@ -110,11 +110,11 @@ class Trainer:
                 raise RuntimeError(f"the loader ended at step {epoch_step} of {self.steps_per_epoch}")
             step = self.progress.epoch * self.steps_per_epoch + epoch_step
             meter.add(self.take_step(*batch, step))
-            batch = feed.take()  # while the device works on the step
+            batch = feed.take()  # the device works on the step meanwhile
             after_step()
 
-            # The ranks must all read after the same step. So none reads because of its own clock or its own
-            # signal, which the others do not know of. A single rank may.
+            # All ranks must read after the same step, so the step number decides. The reading tells them of
+            # rank 0's clock and of a signal to any of them. A single rank reacts to its signal at once.
             is_last = epoch_step + 1 == self.steps_per_epoch
             line_due = is_last or (epoch_step + 1) % config.print_freq == 0
             save_due = checkpoints is not None and checkpoints.due_by_step(step + 1)

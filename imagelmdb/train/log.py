@@ -13,7 +13,6 @@ so far). A resumed run first removes the lines after the step it starts from, so
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -71,7 +70,7 @@ class Logger:
             sys.stdout.flush()
 
     def begin_epoch(self, epoch: int, *, steps: int, done: int = 0) -> None:
-        """`done` of the epoch's `steps` were finished before the run was resumed."""
+        """Start the progress bar. `done` of the epoch's `steps` were finished before the run was resumed."""
         self._end_bar()
         self._steps = steps
         if self._file and sys.stdout.isatty():
@@ -82,19 +81,24 @@ class Logger:
         """Log a progress line."""
         if not self._file:
             return
-        values = dataclasses.asdict(reading)
-        step, epoch_step = values.pop("step"), values.pop("epoch_step")
-        values["train_loss"] = values.pop("loss")
-        self._write("step", step, values)
+        values = {
+            "epoch": reading.epoch,
+            "train_loss": reading.loss,
+            "lr": reading.lr,
+            "images_per_sec": reading.images_per_sec,
+            "data_wait": reading.data_wait,
+        }
+        self._write("step", reading.step, values)
         text = (
             f"loss {reading.loss:.4f}  lr {reading.lr:.4g}  {reading.images_per_sec:,.0f} images/s  "
             f"data wait {reading.data_wait:.0%}"
         )
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(epoch_step - self._bar.n)
+            self._bar.update(reading.epoch_step - self._bar.n)
         else:
-            self.say(f"epoch {reading.epoch} of {self.epochs}  step {epoch_step}/{self._steps}  {text}")
+            step = f"step {reading.epoch_step}/{self._steps}"
+            self.say(f"epoch {reading.epoch} of {self.epochs}  {step}  {text}")
 
     def epoch(self, *, epoch: int, step: int, verdict: str = "", **values: float) -> None:
         """Log a finished epoch; accuracies are in per cent. A line of the same epoch is replaced."""

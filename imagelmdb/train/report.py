@@ -31,8 +31,7 @@ def update_report(
 ) -> None:
     """Write the report after an epoch. `images` are uint8 NCHW, as the model sees them.
 
-    None stands for what the epoch does not have: images if it was resumed after its last step, and confusion
-    without a validation set.
+    `images` is None if the epoch was resumed after its last step, and `confusion` if nothing was evaluated.
     """
     if confusion is not None:
         log.write("confused", step=step, pairs=find_confused(confusion, classes))
