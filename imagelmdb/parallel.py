@@ -1,7 +1,7 @@
-"""How many cores and workers there are, and a map over threads.
+"""A map over threads: results come in order, memory is bounded, and an early end leaves no thread behind.
 
-The map uses threads because the heavy work (tiling, libjpeg, checksums, liblmdb) releases the GIL. Processes
-would have to pass the images to each other, which costs 0.3 ms for 128 kB: a sixth of what tiling takes.
+We use threads because the heavy work (tiling, libjpeg, checksums, liblmdb) releases the GIL. Processes would
+have to pass images to each other, which takes 0.3 ms for 128 kB: a sixth of the time that tiling takes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 4  # items for each worker that are finished or being worked on
+_AHEAD = 4  # items per worker that are finished or being worked on
 
 
 def count_cores() -> int:
-    """The CPU cores that this process may use, such as a SLURM job's share of the machine."""
+    """The number of CPU cores that this process may use: in a SLURM job its share, not all of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -29,10 +29,7 @@ def count_loader_workers(workers: int | None) -> int:
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Like map: results in order, little memory, and an early end leaves no thread behind.
-
-    With 0 workers, everything runs in this thread.
-    """
+    """Like map, in `workers` threads. With 0 workers it runs in the calling thread."""
     if workers == 0:
         yield from map(function, items)
         return
