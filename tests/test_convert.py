@@ -347,7 +347,7 @@ def test_damaged_entropy_data_is_bad_and_stray_bytes_between_markers_are_not(tre
             ["--dataset", "{tree}/train", "-o", "{tmp}/out", "--encoding", "raw", "--quality", "90"],
             "--quality",
         ),
-        (["--dataset", "{tree}/train", "-o", "{tmp}/full"], "is no store"),
+        (["--dataset", "{tree}/train", "-o", "{tmp}/full"], "is not a store"),
         (["--dataset", "{tree}/train", "-o", "{tmp}/out", "--shards", "0"], "0 shards"),
         (["--dataset", "{tree}/train", "-o", "{tmp}/full/thesis.tex/out"], "cannot write"),
         (["--dataset", "{tree}/train", "-o", "{tmp}/out", "-s", "train"], "-s and --to_dir go with -f"),

@@ -144,7 +144,7 @@ def test_keys_of_any_length_pass_in_the_order_of_lmdb(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"text", b"\0" * 9000, b"\xff" * 9000])
 def test_a_file_that_is_no_lmdb_is_refused(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(StoreError, match="no LMDB file"):
+    with pytest.raises(StoreError, match="not an LMDB file"):
         check_file(tmp_path / "file")
 
 
@@ -181,7 +181,7 @@ def test_another_data_version_is_named(whole, tmp_path):
     "at, value, what",
     [
         (0, 1, "another page's number"),
-        (10, 4, "is no leaf page"),
+        (10, 4, "is not a leaf page"),
         (12, 255, "bounds|node out of range|too few"),
         (14, 255, "bounds|node out of range"),
         (17, 255, "node out of range"),

@@ -224,7 +224,7 @@ def test_shards_that_are_missing_doubled_or_foreign_are_refused(tree, tmp_path):
     middle = tmp_path / "s" / "shard-00001.lmdb"
     kept = middle.read_bytes()
     middle.unlink()
-    with pytest.raises(StoreError, match="lacks 1 of 3 shards, the first of them 1"):
+    with pytest.raises(StoreError, match="lacks 1 of 3 shards, the first of them is 1"):
         len(LMDBStore(tmp_path / "s"))
     partial = LMDBStore(tmp_path / "s", partial=True)
     assert len(partial) == 20 and [part.meta.shard for part in partial.parts] == [0, 2]

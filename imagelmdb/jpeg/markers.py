@@ -118,8 +118,10 @@ def parse(data: bytes) -> Header:
             restart = body[0] << 8 | body[1]
         elif marker in (SOF0, SOF1, SOF2):
             _parse_frame(body, header, progressive=marker == SOF2)
-        elif marker == APP0 and body[:5] == b"JFIF\0" and len(body) >= 14 and not header.scans:
-            header.jfif = body[:12] + b"\0\0"  # without its thumbnail
+        elif marker == APP0 and body[:5] == b"JFIF\0" and len(body) >= 14:
+            if body[5] != 1:
+                raise JPEGError(f"JFIF revision {body[5]}")  # libjpeg warns of it
+            header.jfif = header.jfif if header.scans else body[:12] + b"\0\0"  # without its thumbnail
         elif marker == APP14 and body[:5] == b"Adobe" and len(body) >= 12 and not header.scans:
             header.adobe = body[:12]
         elif marker in _REFUSED:
@@ -239,9 +241,13 @@ def _parse_huffman(body: bytes, huffman: dict[int, HuffmanTable]) -> None:
         size = sum(counts)
         if body[0] & 0xEF > 3 or len(body) < 17 + size or size > 256:
             raise JPEGError("a damaged Huffman table")
-        if sum(count << (16 - length) for length, count in enumerate(counts, 1)) > 1 << 16:
+        symbols = body[17 : 17 + size]
+        # As libjpeg: the code of ones alone is reserved, so one code fewer than there is room for.
+        if sum(count << (16 - length) for length, count in enumerate(counts, 1)) >= 1 << 16:
             raise JPEGError("a Huffman table with too many codes")
-        huffman[body[0]] = HuffmanTable(counts, body[17 : 17 + size])
+        if body[0] < 16 and max(symbols, default=0) > 15:
+            raise JPEGError("a Huffman table with DC differences of more than 15 bits")
+        huffman[body[0]] = HuffmanTable(counts, symbols)
         body = body[17 + size :]
 
 

@@ -1,8 +1,10 @@
-"""From an image file's bytes (or a PIL image) to what a record stores; pure, run in many threads at once.
+"""encode_image: from the bytes of an image file, or a PIL image, to what a record stores.
 
-encode_image(data, Encoding())                    # lossless: the same coefficients, tiled
+encode_image(data, Encoding())                    # lossless: the same coefficients, with a tile index
 encode_image(data, Encoding(quality=90, max_size=500))
-encode_image(data, Encoding("raw"))               # uint8 HWC
+encode_image(data, Encoding("raw"))               # uint8 HWC pixels
+
+Many threads call it at once.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from imagelmdb.jpeg.markers import JPEGError, check_whole
 from imagelmdb.jpeg.tile import TILE_BYTES, tile_jpeg
 from imagelmdb.store import images
 
-# What cannot be kept losslessly (CMYK, PNG, arithmetic coding) becomes a JPEG without chroma subsampling.
+# For images that cannot be kept losslessly: CMYK, PNG, arithmetic coding. Their chroma is not subsampled.
 REENCODE_QUALITY = 98
 SHRUNK_QUALITY = 90
 REENCODED_TILE_BYTES = 200  # 48 px at q90, 4:2:0: 0.6 % more bytes than at 300, 4 % faster crops
@@ -27,12 +29,12 @@ REENCODED_TILE_BYTES = 200  # 48 px at q90, 4:2:0: 0.6 % more bytes than at 300,
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored."""
+    """How images are stored. The default is lossless: JPEGs with a tile index."""
 
     encoding: str = "jpeg"  # or "raw"
     tile: bool = True
-    max_size: int | None = None  # shrink to this longest side, px
-    quality: int | None = None  # re-encode every image
+    max_size: int | None = None  # px: images whose longest side is larger are shrunk to it
+    quality: int | None = None  # re-encode every image as JPEG of this quality
 
     def __post_init__(self):
         if self.encoding not in ("jpeg", "raw"):
@@ -40,21 +42,23 @@ class Encoding:
         if self.encoding == "raw" and self.quality is not None:
             raise UserError("a raw store has no JPEG quality: leave --quality out, or use --encoding jpeg")
         if self.quality is not None and not 1 <= self.quality <= 100:
-            raise UserError(f"quality {self.quality}: it lies between 1 and 100")
+            raise UserError(f"quality {self.quality}: it must be between 1 and 100")
         if self.max_size is not None and self.max_size < 1:
-            raise UserError(f"max size {self.max_size}: it is at least 1 px")
+            raise UserError(f"max size {self.max_size}: it must be at least 1 px")
 
 
 class Encoded(NamedTuple):
+    """An image as a record stores it."""
+
     image: bytes
     tiles: bytes
     width: int
     height: int
-    note: str  # why it had to be re-encoded; empty where the settings ask for it, or it was not
+    note: str  # why it had to be re-encoded although the settings do not ask for that; else ""
 
 
 def encode_image(image: bytes | Image.Image, how: Encoding) -> Encoded:
-    """Raise BadImageError with the reason where the bytes are no whole image."""
+    """Encode one image. Raises BadImageError with the reason if it is not a sound image."""
     if isinstance(image, Image.Image):
         pixels = _shrink(image.convert("RGB"), how.max_size)
         return _encode_pixels(pixels, how, how.quality or REENCODE_QUALITY)
@@ -74,7 +78,7 @@ def _keep(data: bytes, how: Encoding) -> Encoded:
         return _recode(data, how, TILE_BYTES)
     except JPEGError as error:
         reason = str(error)
-    pixels = images.open_image(data)  # raises where it is not just unusual but broken
+    pixels = images.open_image(data)  # raises BadImageError if the file is damaged, and not only unusual
     return _encode_pixels(pixels, how, REENCODE_QUALITY)._replace(note=reason)
 
 
@@ -92,7 +96,7 @@ def _encode_pixels(pixels: Image.Image, how: Encoding, quality: int) -> Encoded:
     try:
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", subsampling)
         return _recode(data, how, REENCODED_TILE_BYTES)
-    except ValueError as error:  # libjpeg's, of more px than it takes; JPEGError too
+    except ValueError as error:  # from libjpeg, for images that are too large; or a JPEGError
         raise BadImageError(str(error)) from error
 
 

@@ -1,11 +1,11 @@
-"""Is this a sound image? The one place that decides, for conversion, for training from files and for verify.
+"""Is this a sound image? This module alone decides, for conversion, for training from files and for verify.
 
     read_size(data)        # (width, height), from the header alone
     decode_pixels(data)    # uint8 [height, width, 3]
-    open_image(data)       # the same as a Pillow image: what torchvision's ImageFolder gives
+    open_image(data)       # the same as a Pillow image, which is what torchvision's ImageFolder gives
 
-All three raise BadImageError with the reason. Damage is never decoded: Pillow alone would turn a damaged JPEG
-into a picture with grey bars and say nothing.
+All three raise BadImageError with the reason. A damaged image is never decoded. Pillow would turn a damaged
+JPEG into a picture with grey bars, and say nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from imagelmdb.errors import BadImageError
 from imagelmdb.store.format import Record
 
 _JPEG_START = b"\xff\xd8\xff"
-_FOUR_INKS = ("CMYK", "YCCK")  # Pillow's to convert: libjpeg-turbo gives no RGB for them
+_FOUR_INKS = ("CMYK", "YCCK")  # libjpeg-turbo cannot convert these to RGB; Pillow can
 
-# Two ImageNet files have 2 junk bytes before a marker; their pixels are complete. In 91 trials, damage left
-# 29 bytes or more.
+# Two ImageNet files have 2 junk bytes before the end marker. Their pixels are complete, so we accept them.
+# Damaged data leaves more junk: in 91 trials, 29 bytes or more.
 _HARMLESS_JUNK_BYTES = 8
 _JUNK = re.compile(r"(\d+) extraneous bytes before marker")
 _PILLOW_ERRORS = (
@@ -44,7 +44,7 @@ _PILLOW_ERRORS = (
 
 
 def read_image_file(path: Path) -> bytes:
-    """OSError if it is no regular file: opening a FIFO waits for its writer, and a device may have no end."""
+    """Read a regular file. Anything else raises OSError: a FIFO may block forever, a device may never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return path.read_bytes()
@@ -59,12 +59,12 @@ def read_size(data: bytes | memoryview) -> tuple[int, int]:
 
 
 def is_plain_jpeg(data: bytes | memoryview) -> bool:
-    """Whether this is a JPEG in colour or grey, which every JPEG decoder takes."""
+    """Whether this is a JPEG in colour or grey, which every JPEG decoder can decode."""
     return data[:3] == _JPEG_START and _read_header(data)[2] not in _FOUR_INKS
 
 
 def decode_pixels(data: bytes | memoryview, colours: str = "RGB", scale: int = 1) -> np.ndarray:
-    """The whole image; with `scale` (2, 4 or 8), each side is divided by it and rounded up."""
+    """Decode the whole image. A `scale` of 2, 4 or 8 divides each side by it and rounds up."""
     if is_plain_jpeg(data):
         return decode_jpeg(data, colours, scale)
     pixels = np.asarray(open_image(data))[scale // 2 :: scale, scale // 2 :: scale]
@@ -72,7 +72,7 @@ def decode_pixels(data: bytes | memoryview, colours: str = "RGB", scale: int = 1
 
 
 def decode_jpeg(data: bytes | memoryview, colours: str = "RGB", scale: int = 1) -> np.ndarray:
-    """Decode a plain JPEG with libjpeg-turbo, whose warnings are errors here."""
+    """Decode a plain JPEG with libjpeg-turbo. Its warnings are errors here, except for a little junk."""
     options = {}
     if scale > 1:
         height, width, *_ = _read_header(data)
@@ -87,7 +87,7 @@ def decode_jpeg(data: bytes | memoryview, colours: str = "RGB", scale: int = 1) 
 
 
 def open_image(data: bytes | memoryview) -> Image.Image:
-    """The image in RGB."""
+    """Decode the whole image, in RGB."""
     if is_plain_jpeg(data):
         return Image.fromarray(decode_jpeg(data))
     try:

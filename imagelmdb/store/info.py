@@ -1,4 +1,4 @@
-"""What a store says of itself, as a plain dictionary."""
+"""describe: the facts about a store as a plain dictionary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from imagelmdb.store.reader import LMDBStore, find_files, read_state
 
 
 def describe(store: LMDBStore) -> dict[str, Any]:
-    """Facts of `python -m imagelmdb info`; the digest takes a quarter of a second for ImageNet."""
+    """The facts that `imagelmdb info` shows. The digest takes a quarter of a second for ImageNet."""
     files = find_files(store.path)
     states = [read_state(file) for file in files]
     if not all(state.finished for state in states):

@@ -1,4 +1,4 @@
-"""The files a conversion writes: checked before anything is touched, locked while it runs."""
+"""Output: the files that a conversion writes. It checks them before it touches any, and locks them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from imagelmdb.store.sources import Source
 
 _MAX_SHARDS = 512  # each is an open file
 _LMDB_MAGIC = b"\xde\xc0\xef\xbe"
-_HARMLESS = {"errors.jsonl", "lost+found"}  # and hidden files: what an empty disk may hold
+_HARMLESS = {"errors.jsonl", "lost+found"}  # an empty disk may have these, and hidden files
 
 
 class Output:
-    """The files of the store to be written; used in a `with`, which holds their lock."""
+    """The files of the store to write. Use it in a `with`, which locks them."""
 
     def __init__(self, path: str | Path, shards: int, conversion: str, force: bool):
         self.path = Path(path).expanduser()
@@ -48,7 +48,7 @@ class Output:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         try:
-            for file in self._check():  # again: another conversion may have ended in between
+            for file in self._check():  # check again: another conversion may have ended in between
                 file.unlink(missing_ok=True)
         except BaseException:
             self.__exit__()
@@ -56,8 +56,10 @@ class Output:
         return self
 
     def __exit__(self, *_) -> None:
-        with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
-            Path(self._lock.lock_file).unlink(missing_ok=True)  # before another may take it
+        with contextlib.suppress(PermissionError):  # Windows does not delete an open file
+            Path(self._lock.lock_file).unlink(
+                missing_ok=True
+            )  # while the lock is ours: afterwards another process may have taken it
         self._lock.release()
 
     def refuse_overlap(self, source: Source) -> None:
@@ -70,7 +72,7 @@ class Output:
                 raise UserError(f"{self.path} is in the folder to convert; choose an output outside of it")
 
     def _check(self) -> list[Path]:
-        """Files to remove first; UserError where the output holds what must stay."""
+        """The files to remove first; UserError if something there must stay."""
         path = self.path
         if path not in self.files and path.is_file():
             raise UserError(f"{path} is a file; choose another output")
@@ -81,7 +83,7 @@ class Output:
             known = {file.name for file in leftovers} | _HARMLESS
             others = [entry.name for entry in path.iterdir()] if path.is_dir() else []
             if any(name not in known and not name.startswith(".") for name in others):
-                raise UserError(f"{path} exists and is no store; choose another output")
+                raise UserError(f"{path} exists and is not a store; choose another output")
             return leftovers
         states = [self._read_state(file) for file in stores]
         ours = set(stores) <= set(self.files) and {s.conversion for s in states} <= {self._conversion, ""}
@@ -90,9 +92,10 @@ class Output:
         if self._force:
             return [*present, self.errors_file]
         if all(state.finished for state in states):
-            raise UserError(f"{path} holds a store already; --force replaces it")
+            raise UserError(f"{path} is a store already; --force replaces it")
         raise UserError(
-            f"{path} holds an unfinished conversion of another source or other settings; --force replaces it"
+            f"{path} is an unfinished conversion of another source or with other settings; "
+            "--force replaces it"
         )
 
     def _read_state(self, file: Path) -> State:
@@ -105,13 +108,14 @@ class Output:
 
 
 def store_files(path: Path) -> list[Path]:
+    """The LMDB files that are at `path` now, finished or not."""
     if path.is_file():
         return [path]
     return [file for file in (path / "data.mdb", *sorted(path.glob(SHARD_PATTERN))) if file.exists()]
 
 
 def _is_leftover(file: Path) -> bool:
-    """What a kill or a full disk in the first moment leaves: an LMDB without its two meta pages."""
+    """An LMDB that lacks its first two pages: a kill or a full disk stopped it in its first moment."""
     with file.open("rb") as opened:
         head = opened.read(8192)
     return len(head) < 8192 and (not head.strip(b"\0") or head[16:20] == _LMDB_MAGIC)

@@ -1,4 +1,4 @@
-"""LMDBStore: a store as a sequence of records, whatever its layout and whichever tool wrote it.
+"""LMDBStore: the records of a store, in any layout, also if an older tool wrote it.
 
 store = LMDBStore("train-lmdb/")
 record = store[7]            # Record(image, label, tiles)
@@ -38,11 +38,11 @@ SHARD_PATTERN = "shard-*.lmdb"
 
 
 class LMDBStore:
-    """Random access to a finished store: a directory, a single file, a folder of shards, an older tool's.
+    """A finished store: a directory, a single file, a folder of shards, or a database of an older tool.
 
-    Nothing is opened until first use, so an instance is small to pickle, and every process, forked or
-    spawned, finds its own way to the data. With `partial`, only the shards that lie here are read (each
-    node of a cluster may hold some of them).
+    It opens its files on first use. So a pickle of it is only a path, and each process, forked or spawned,
+    opens the files itself. `partial` accepts a folder where some shards are missing: each node of a cluster
+    may have a few of them.
     """
 
     def __init__(self, path: str | Path, *, partial: bool = False):
@@ -86,16 +86,16 @@ class LMDBStore:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int32[n]; a view of the mapping where the store is one LMDB."""
+        """int32 [n]. A view of the mapped file if the store is one LMDB."""
         return self._array("labels")
 
     @cached_property
     def sizes(self) -> np.ndarray | None:
-        """int32[n, 2], (width, height); None where an older tool did not store them."""
+        """int32 [n, 2], (width, height); None if an older tool did not store them."""
         return None if self.parts[0].sizes is None else self._array("sizes")
 
     def name(self, index: int) -> str:
-        """The path in the source, "n01440764/n01440764_10026.JPEG"."""
+        """The image's path in the source, such as "n01440764/n01440764_10026.JPEG"."""
         part, local = self._locate(index)
         return part.name(local)
 
@@ -174,7 +174,7 @@ class Part(Protocol):
 
 
 class Shard:
-    """One LMDB of our own format: a whole store, or one shard of it."""
+    """One LMDB of our own format: a whole store or one of its shards."""
 
     def __init__(self, environment: Environment, meta: Meta):
         self.environment = environment
@@ -184,12 +184,12 @@ class Shard:
         self.classes = meta.classes
         self.digest = meta.digest
         self.conversion, self.shard, self.shards = meta.conversion, meta.shard, meta.shards
-        # After a compaction, or a change by another tool, values are found by key again.
-        self._placed = meta.transaction == environment.facts.transaction
+        # If somebody compacted or changed the file since, its values have moved and are looked up by key.
+        self._is_unmoved = meta.transaction == environment.facts.transaction
         self.labels = self._array("labels")
         self.sizes = self._array("sizes")
         self._positions = self._array("positions") if meta.skipped else None
-        self._extents = self._array("extents") if self._placed else None
+        self._extents = self._array("extents") if self._is_unmoved else None
 
     def __len__(self) -> int:
         return self.meta.count
@@ -206,7 +206,7 @@ class Shard:
         return Record(image, label, tiles)
 
     def _read(self, index: int) -> tuple[memoryview, int, bytes, int]:
-        """(image, label, tiles, checksum) as stored."""
+        """(image, label, tiles, checksum) as they are stored."""
         value = self._value(index)
         try:
             return unpack_record(value)
@@ -250,7 +250,7 @@ class Shard:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every flat array of the store, as views of the mapping."""
+        """The flat arrays that the digest is made of, as views of the mapped file."""
         return {name: self._array(name) for name in ARRAYS if name not in ("positions", "extents")}
 
     def _position(self, index: int) -> int:
@@ -268,18 +268,18 @@ class Shard:
 
     def _array(self, name: str) -> np.ndarray:
         key, dtype, row = ARRAYS[name]
-        extent = self.meta.array_extents.get(name) if self._placed else None
+        extent = self.meta.array_extents.get(name) if self._is_unmoved else None
         value = self.environment.view(*extent) if extent else self.environment.get(key)
         if value is None:
             raise StoreError(f"{self.file} lacks {key.decode()}")
         rows = len(value) if name == "names" else self.meta.count
         if len(value) != rows * dtype.itemsize * int(np.prod(row)):
-            raise StoreError(f"{self.file}: {key.decode()} holds {len(value)} bytes for {rows} records")
+            raise StoreError(f"{self.file}: {key.decode()} has {len(value)} bytes for {rows} records")
         return np.frombuffer(value, dtype).reshape(rows, *row)
 
 
 def find_files(path: Path) -> list[Path]:
-    """The LMDB data files of a store; StoreError with the way out where there are none."""
+    """The LMDB files of a store. If there are none, the StoreError says what to do."""
     try:
         if path.is_file():
             return [path]
@@ -292,26 +292,27 @@ def find_files(path: Path) -> list[Path]:
         raise StoreError(f"no store at {path}: {error.strerror}") from error
     if not shards:
         raise StoreError(
-            f"{path} is not a store: it holds neither data.mdb nor {SHARD_PATTERN} "
-            f"(a folder of images becomes one with: python folder2lmdb.py --dataset {path} -o STORE)"
+            f"{path} is not a store: it has neither data.mdb nor {SHARD_PATTERN} "
+            f"(to make one from a folder of images: python folder2lmdb.py --dataset {path} -o STORE)"
         )
     return shards
 
 
 def find_local_shards(path: str | Path) -> dict[int, int]:
-    """The records of each shard that lies here, in the order of LMDBStore(path, partial=True)."""
+    """{shard number: records} of the shards that are here, in the order of LMDBStore(path, partial=True)."""
     return {part.shard: len(part) for part in LMDBStore(path, partial=True).parts}
 
 
 class State(NamedTuple):
-    """How far an LMDB file has come."""
+    """Whether a conversion has finished an LMDB file, and which conversion it was."""
 
     finished: bool
-    conversion: str  # see Meta; "" where a conversion has not written a record yet, or an older tool wrote
+    conversion: str  # see Meta; "" if nothing is written yet, or if an older tool wrote it
     source: str
 
 
 def read_state(file: Path) -> State:
+    """The state of one LMDB file, read from it."""
     environment = open_environment(file)
     if facts := environment.get(META_KEY):
         meta = Meta.unpack(facts)
@@ -324,7 +325,7 @@ def read_state(file: Path) -> State:
 
 def _open_part(file: Path) -> Part:
     if not any(datafile.has_key(file, key) for key in (META_KEY, UNFINISHED_KEY)):
-        datafile.check_tree(file)  # not ours: liblmdb must not be the first to walk it
+        datafile.check_tree(file)  # not ours: check every page before liblmdb reads any
     environment = open_environment(file)
     try:
         if meta := environment.get(META_KEY):
@@ -334,10 +335,10 @@ def _open_part(file: Path) -> Part:
         raise StoreError(f"{file}: {error}") from error
     if state.finished:
         return open_legacy(environment)
-    del environment  # or a traceback that somebody keeps would keep the file from being written
+    del environment  # otherwise a traceback that somebody keeps would keep the file open
     raise UnfinishedStoreError(
-        f"{file} is unfinished: to finish it, run the command that converts "
-        f"{state.source or 'its source'} once more (with --skip-bad, to leave out what errors.jsonl names)"
+        f"{file} is unfinished: to finish it, run the command that converts {state.source or 'its source'} "
+        "once more (with --skip-bad to leave out the files that errors.jsonl names)"
     )
 
 
@@ -349,11 +350,11 @@ def _check_shards(path: Path, parts: list[Part], partial: bool) -> None:
     found = [part.shard for part in parts]
     missing = sorted(set(range(first.shards)) - set(found))
     if len(set(found)) != len(found):
-        raise StoreError(f"{path} holds a shard twice: {found}")
+        raise StoreError(f"{path} has a shard twice: {found}")
     if missing and not partial:
         raise StoreError(
-            f"{path} lacks {len(missing)} of {first.shards} shards, the first of them {missing[0]}: "
-            "pass the folder that holds all of them"
+            f"{path} lacks {len(missing)} of {first.shards} shards, the first of them is {missing[0]}: "
+            "pass the folder that has all of them"
         )
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet: records of a store in a grid, each with its index and class, to look at."""
+"""draw_sheet: a contact sheet, which shows records of a store in a grid with their index and class."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from imagelmdb.errors import BadImageError, StoreError, UserError
+from imagelmdb.store import Store
 from imagelmdb.store.images import open_image
-from imagelmdb.store.reader import LMDBStore
 
 _CELL = 160  # px
 _CAPTION = 28
 _COLUMNS = 8
 
 
-def draw_sheet(store: LMDBStore, indices: Sequence[int] | None = None, count: int = 40) -> Image.Image:
-    """The records at `indices`; by default `count` of them, evenly spread over the store."""
+def draw_sheet(store: Store, indices: Sequence[int] | None = None, count: int = 40) -> Image.Image:
+    """Draw the records at `indices`; by default `count` records, spread evenly over the store."""
     if indices is None:
         indices = np.unique(np.linspace(0, len(store) - 1, count).astype(int)).tolist()
     outside = [index for index in indices if not 0 <= index < len(store)]
     if outside:
-        raise UserError(f"no record {outside[0]}: the store holds 0 to {len(store) - 1}")
+        raise UserError(f"no record {outside[0]}: the store has records 0 to {len(store) - 1}")
     columns = min(_COLUMNS, len(indices))
     rows = -(-len(indices) // columns)
     sheet = Image.new("RGB", (columns * (_CELL + 8) + 8, rows * (_CELL + _CAPTION + 8) + 8), "white")
@@ -43,6 +43,7 @@ def draw_sheet(store: LMDBStore, indices: Sequence[int] | None = None, count: in
 
 
 def _fit(text: str, draw: ImageDraw.ImageDraw) -> str:
+    """The text, cut at the end until it is not wider than a cell."""
     while len(text) > 1 and draw.textlength(text) > _CELL:
         text = text[:-2] + "…"
     return text

@@ -1,10 +1,16 @@
-"""Can liblmdb follow this file? Asked here, before liblmdb does.
+"""Checks an LMDB file before liblmdb opens it, and says where its values are.
 
-liblmdb trusts what it maps: a truncated file ends the process with SIGBUS, a damaged one makes it read out of
-bounds.
+liblmdb trusts the file that it maps. If the file is cut short, the process dies of SIGBUS. If it is damaged,
+liblmdb reads memory that is not its own.
 
-check_file(path)    the meta pages against the file: microseconds, for every open
-check_tree(path)    every page of every B-tree, and the order of keys: 0.4 s for 1.28 M records
+    check_file(path)     compares the meta pages with the file: microseconds, at every open check_tree(path)
+    looks at every page of every B-tree, and at the order of keys: 0.4 s for 1.28 M records has_key(path,
+    key)   looks a key up locate_all(path)     where every value is
+
+An LMDB file begins with two meta pages. A transaction never overwrites what the last one wrote: transaction
+6 writes its pages to free places, and then meta page 0; transaction 7 writes meta page 1. The meta page
+with the larger number is the one that counts. It has the root pages of two B-trees: "free" (unused pages)
+and "main".
 """
 
 from __future__ import annotations
@@ -21,8 +27,8 @@ from imagelmdb.store.lmdbfile.pages import NO_PAGE, TREE, Pages, Values
 
 MAGIC = 0xBEEFC0DE
 DATA_VERSION = 1
-MAX_MAP = 2**47  # bytes, the address space of a process
-META = 8  # page flag
+MAX_MAP = 2**47  # bytes: the address space of a process
+META = 8  # the flag of a meta page
 
 META_PAGE = np.dtype(
     {
@@ -40,30 +46,31 @@ class FileFacts(NamedTuple):
 
     page_size: int
     last_page: int
-    entries: int  # of the main database, named sub-databases and meta keys among them
+    entries: int  # in the main database, including meta keys and the names of sub-databases
     depth: int
     transaction: int
     file_size: int
 
     @property
     def data_size(self) -> int:
+        """Bytes up to the end of the last page in use."""
         return (self.last_page + 1) * self.page_size
 
 
 def check_file(path: str | Path) -> FileFacts:
-    """Raise StoreError where the file is absent, not LMDB, cut short, or its meta pages contradict it."""
+    """Raise StoreError if the file is absent, not an LMDB, cut short, or does not match its meta pages."""
     facts, tree = _read_meta(path)
     if facts.file_size < facts.data_size:
-        # Legal only where the missing pages are free ones, which the trees then do not use.
+        # This is legal if all the missing pages are free ones: then no tree uses them.
         _check_trees(path, facts, tree, read_values=False)
     return facts
 
 
 def check_tree(path: str | Path, *, read_values: bool = False) -> FileFacts:
-    """check_file, and every page that a reader can reach; StoreError says which one is damaged.
+    """Check the file and every page that a reader can reach. A StoreError says which page is damaged.
 
-    read_values: also the header of each large value, which liblmdb does not look at and which costs a disk
-    read a record.
+    read_values: check the header of each large value too. liblmdb does not look at these headers, and each of
+    them costs a read from the disk.
     """
     facts, tree = _read_meta(path)
     _check_trees(path, facts, tree, read_values)
@@ -71,14 +78,14 @@ def check_tree(path: str | Path, *, read_values: bool = False) -> FileFacts:
 
 
 def locate_values(path: str | Path) -> Iterator[tuple[bytes, int, int]]:
-    """(key, offset in the file, size) of the values that fill a page or more, in key order."""
+    """(key, offset in the file, size) of the values that have pages of their own, in key order."""
     for values in locate_all(path):
         big = values.keys.take(values.big), values.offsets[values.big], values.sizes[values.big]
         yield from zip(big[0].as_bytes(), big[1].tolist(), big[2].tolist(), strict=True)
 
 
 def locate_all(path: str | Path, database: str | None = None) -> Iterator[Values]:
-    """Where every value is, of the main database or of a named one; many at a time, in key order."""
+    """Where the values of the main database, or of a named one, are: many at a time, in key order."""
     facts, tree = _read_meta(path)
     pages = _open_pages(path, facts)
     try:
@@ -88,7 +95,7 @@ def locate_all(path: str | Path, database: str | None = None) -> Iterator[Values
 
 
 def has_key(path: str | Path, key: bytes) -> bool:
-    """Whether the main database has a key, found without liblmdb."""
+    """Whether the main database has a key."""
     facts, tree = _read_meta(path)
     try:
         return _open_pages(path, facts).has_key(tree, key)
@@ -97,7 +104,7 @@ def has_key(path: str | Path, key: bytes) -> bool:
 
 
 def _read_meta(path: str | Path) -> tuple[FileFacts, np.void]:
-    """The newest meta page, as facts and as the main tree's record."""
+    """The newest meta page: its facts, and the description of the main tree in it."""
     try:
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -131,12 +138,14 @@ def _read_meta(path: str | Path) -> tuple[FileFacts, np.void]:
 
 def _parse_meta(path: str | Path, data: bytes) -> np.void:
     if len(data) < META_PAGE.itemsize:
-        raise StoreError(f"{path}: no LMDB file: too short for its meta pages")
+        raise StoreError(f"{path}: not an LMDB file: too short for its meta pages")
     meta = np.frombuffer(data, META_PAGE)[0]
     if meta["magic"] != MAGIC or meta["flags"] != META:
-        raise StoreError(f"{path}: no LMDB file (of a 64-bit little-endian machine)")
+        raise StoreError(f"{path}: not an LMDB file (of a 64-bit little-endian machine)")
     if meta["version"] != DATA_VERSION:
-        raise StoreError(f"{path}: LMDB data version {meta['version']}, and liblmdb 0.9 reads {DATA_VERSION}")
+        raise StoreError(
+            f"{path}: LMDB data version {meta['version']}, but liblmdb 0.9 reads version {DATA_VERSION}"
+        )
     return meta
 
 

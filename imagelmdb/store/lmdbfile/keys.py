@@ -1,4 +1,8 @@
-"""Many keys of an LMDB at once, in numpy and in LMDB's order."""
+"""Many keys of an LMDB at once, as numpy arrays that can be compared in LMDB's order.
+
+Keys b"7" and b"00000012" become the words [0x3700000000000000, 0x3030303030303132] and the sizes [1, 8]:
+eight bytes are one number, and numbers compare as their bytes do.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import numpy as np
 
 
 class Keys(NamedTuple):
-    """Keys as rows of big-endian words, padded with zeros, so that numpy can compare them."""
+    """Each row is a key: big-endian words, padded with zeros."""
 
     words: np.ndarray  # uint64[n, width]
     sizes: np.ndarray  # int64[n]
@@ -25,7 +29,7 @@ class Keys(NamedTuple):
         return np.pad(self.words, ((0, 0), (0, width - self.words.shape[1])))
 
     def letters(self) -> np.ndarray:
-        """uint8[n, longest], padded with zeros."""
+        """The keys as uint8[n, longest], padded with zeros."""
         return self.words.astype(">u8").view(np.uint8)
 
     def as_bytes(self) -> list[bytes]:
@@ -34,7 +38,7 @@ class Keys(NamedTuple):
 
 
 def less(a: Keys, b: Keys) -> np.ndarray:
-    """a < b row by row, in LMDB's order: memcmp, then the shorter first."""
+    """a < b for each row, in LMDB's order: by bytes, and if one key begins with the other, by size."""
     width = max(a.words.shape[1], b.words.shape[1])
     left, right = a.padded(width), b.padded(width)
     less = a.sizes < b.sizes
