@@ -123,7 +123,7 @@ def test_a_command_has_its_own_options_and_its_own_typos():
         assert str(error.value) == message
 
 
-def test_help_lists_groups_ranges_and_defaults(capsys):
+def test_help_lists_groups_and_defaults(capsys):
     with pytest.raises(SystemExit) as end:
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
@@ -196,7 +196,7 @@ def test_nothing_near_is_no_hint():
     assert nearest("xyz", ["epochs", "lr"]) == ""
 
 
-def test_convert_is_the_same_command_in_both_places(monkeypatch):
+def test_convert_is_the_same_command_in_both_places():
     argv = ["--from_dir", "S", "--split", "train", "--shards", "2", "-p", "1", "--save-as", "numpy"]
     ours = vars(folder2lmdb.make_parser().parse_args(argv))
     theirs = vars(commands.make_parser().parse_args(["convert", *argv]))
