@@ -86,6 +86,7 @@ class BitStrings(NamedTuple):
 
     def repeat(self, count: np.ndarray) -> BitStrings:
         lengths = self.lengths * count
+        # 1010 three times: 111111111111 // 1111 is 000100010001, and times 1010 it is 101010101010.
         ones = (_widen(np.ones_like(lengths), lengths) << lengths) - 1
         return BitStrings(ones // np.maximum(_MASKS[self.lengths], 1) * self.numbers, lengths)
 
@@ -123,8 +124,7 @@ def join_runs(crops: Sequence[Runs]) -> list[list[bytes | memoryview]]:
         steps[2].append(closings[2]).append(heads),
     )
 
-    # The byte in which a run begins is in the glue already. If it is FF, so is the 00 that follows it in the
-    # file.
+    # The glue already has the byte in which a run begins. If it is FF, skip the stuffed 00 after it as well.
     starts = edges.at[0] + (edges.bits[0] > 0) * (1 + (edges.bytes[0] == 0xFF))
     starts, ends = _lists(starts, edges.at[1])
     last = tails.take(stops - 1)

@@ -26,10 +26,10 @@ BLOCK_END = 128  # EOB advances the coefficient index by this, past any coeffici
 DC, AC, PROGRESSIVE_AC = 0, 1, 2  # the kind of a table: which symbols it may have
 
 # libjpeg-turbo finds codes of up to 8 bits in a table, and reads longer codes bit by bit, which is slower. So
-# all symbols get at most 8 bits, except the rarest ones, which together are at most one in RARE and share a
-# prefix.
+# all symbols get at most 8 bits, except the rarest, which together are at most 1 of RARE symbols in the file.
+# These share a prefix.
 FAST_BITS, RARE = 8, 200
-_RESERVED, _PREFIX = 256, 257  # stand for the forbidden code of all ones, and for the shared prefix
+_RESERVED, _PREFIX = 256, 257  # the forbidden code of all ones, and the shared prefix
 
 
 def make_lookup(table: HuffmanTable, kind: int, output_table: int) -> np.ndarray:

@@ -45,9 +45,8 @@ def make_tables(tokens: Tokens) -> Tables:
         odd = fillers[fillers & np.uint64(1) == 1]
         if odd.size:
             break
-        pairs[0, 1, symbol] = max(
-            2 * pairs[0, 1, symbol], 1
-        )  # this changes the lengths of its code and of others
+        # Let the symbol be more frequent: that changes the lengths of its code and of others.
+        pairs[0, 1, symbol] = max(2 * pairs[0, 1, symbol], 1)
     else:
         raise JPEGError("no AC symbol has an odd number of bits")
     glue_codes = np.array([_pick(codes[pair : pair + 512]) for pair in (0, 512)], np.uint32)
