@@ -1,6 +1,7 @@
 """The pages of an LMDB file as numpy arrays, and the B-trees in them, read without liblmdb.
 
-All nodes of a level are read at once, so a check of 1.28 M records takes 0.4 s. The layout is data version 1 of LMDB 0.9, as 64-bit little-endian machines write it. The names are those of mdb.c:
+All nodes of a level are read at once, so a check of 1.28 M records takes 0.4 s. The layout is data version 1
+of LMDB 0.9, as 64-bit little-endian machines write it. The names are those of mdb.c:
 
     page         u64 pgno; u16 pad, flags, lower, upper; u16 node offsets up to `lower`; nodes from `upper`
     branch node  u16 lo, hi, top (together the child's pgno), key size; key
