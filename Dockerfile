@@ -1,4 +1,4 @@
-# Convert and train in a container, on all GPUs of the machine or on its CPUs.
+# An image that converts and trains, on all GPUs of the machine or on its CPUs.
 #   docker build -t imagelmdb .
 #   docker build -t imagelmdb --build-arg BASE=nvcr.io/nvidia/pytorch:YY.MM-py3 .
 #   docker run --rm -v /data:/data --user "$(id -u)" imagelmdb convert --dataset /data/train -o /data/train-lmdb
@@ -6,11 +6,13 @@
 ARG BASE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime
 FROM ${BASE}
 
-# Any user may run the image, also one whom it does not know: caches go to /tmp, and torch.compile names them by USER.
+# Any user id can run the image, even one that is not in its /etc/passwd. So caches go to /tmp, and USER is set
+# because torch.compile puts it into the name of its cache.
 ENV HOME=/tmp USER=trainer PYTHONUNBUFFERED=1 PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
 
-# The dependencies are a layer that a change of the code leaves as it is. torch and torchvision are the base's.
+# The dependencies are a layer of their own, so a change of the code does not install them again. torch and
+# torchvision come with the base image.
 COPY pyproject.toml ./
 ARG EXTRAS="dali tensorboard"
 RUN python3 -c 'import os, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \

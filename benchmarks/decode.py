@@ -1,10 +1,11 @@
 """How fast does one core make training crops? Ours on three stores, against ImageFolder and full decodes.
 
-python benchmarks/decode.py [--images 512] [--rounds 5] [--json FILE]
+python benchmarks/decode.py [--folder IMAGES | --images 512] [--rounds 5] [--json FILE]
 
-Generated photos with ImageNet's sizes, 4:4:4 at quality 96; RandomResizedCrop(224) and a flip. A floor is the
-same decoder and resize on a JPEG that holds just the MCUs under the box (raw: on the box's pixels), lying in
-memory. CPU time of one process. All rows take turns on the same 128 images; ratios are medians over turns.
+Photos of --folder (class folders of images), or generated ones with ImageNet's sizes, 4:4:4 at quality 96.
+Each becomes a RandomResizedCrop(224) and a flip. A floor is the same decoder and resize on a JPEG in memory
+that has only the MCUs under the box (raw: on the box's pixels). Times are CPU time of one process. All rows
+take turns on the same 128 images, and ratios are medians over turns.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from imagelmdb.data.batches import BatchDataset, Request, TrainCrop
+from imagelmdb.decode import make_decoder
 from imagelmdb.decode.libjpeg import Part, decode_part, resize
 from imagelmdb.jpeg.crop import Window
 from imagelmdb.order.plan import plan_train
@@ -53,31 +55,35 @@ Prepare = Callable[[int, int], Callable]  # (epoch, turn) -> what is timed
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--folder", type=Path, help="class folders of images (default: generated photos)")
+    parser.add_argument("--images", type=int, default=512, help="how many to generate")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        tree, stores = write_images(Path(folder), options.images // TURN * TURN)
-        rows = measure(tree, stores, options.images // TURN, options.rounds)
+        tree = options.folder or write_images(Path(folder) / "tree", options.images)
+        rows = measure(tree, write_stores(tree, Path(folder)), options.rounds)
     print_table("Training crops by one core", rows, options.json)
 
 
-def write_images(folder: Path, count: int) -> tuple[Path, dict[str, Path]]:
-    """The same photos as a tree and as stores."""
-    tree = folder / "tree"
+def write_images(tree: Path, count: int) -> Path:
     (tree / "class").mkdir(parents=True)
     for number, jpeg in enumerate(make_jpegs(count, plain=True)):
         (tree / "class" / f"{number:06d}.JPEG").write_bytes(jpeg)
+    return tree
+
+
+def write_stores(tree: Path, folder: Path) -> dict[str, Path]:
     stores = {name: folder / f"{how.encoding}-{how.quality}.lmdb" for name, how in STORES.items()}
     for name, path in stores.items():
         convert(open_source(tree), path, how=STORES[name], workers=0)
-    return tree, stores
+    return stores
 
 
-def measure(tree: Path, paths: dict[str, Path], turns: int, rounds: int) -> list[dict]:
+def measure(tree: Path, paths: dict[str, Path], rounds: int) -> list[dict]:
     files, stores = FolderStore(tree), {name: LMDBStore(path) for name, path in paths.items()}
+    turns = len(files) // TURN
     ways = {BASELINE: image_folder(tree), FULL: full_decode(files), "full decode and resize": ours(files)}
     for name, store in stores.items():
         ways[f"ours, {name}"] = ours(store)
@@ -139,12 +145,16 @@ def full_decode(files: FolderStore) -> Prepare:
 
 def ours(store: LMDBStore | FolderStore) -> Prepare:
     """The very batches of training: order, plan, read, slice, decode, resize; memory is used again."""
-    dataset = BatchDataset(store, Sampler(len(store), batch_size=TURN, shuffle="none"), TrainCrop())
-    return lambda epoch, turn: lambda: dataset.__getitems__(Request(epoch, turn, SIZE))
+    sampler = Sampler(len(store), batch_size=TURN, shuffle="none")
+    dataset = BatchDataset(store, sampler, crop=TrainCrop(), decoder=make_decoder("cpu"))
+    memory = torch.empty(TURN * SIZE * SIZE * 3, dtype=torch.uint8)
+    return lambda epoch, turn: (
+        lambda: dataset.prepare(Request(epoch, turn, SIZE), lambda count: memory[:count])
+    )
 
 
 def floor(store: LMDBStore) -> Prepare:
-    images = torch.empty((TURN, SIZE, SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    images = torch.empty((TURN, SIZE, SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2).split(1)
 
     def prepare(epoch: int, turn: int) -> Callable:
         rows = np.arange(turn * TURN, (turn + 1) * TURN)
@@ -153,7 +163,7 @@ def floor(store: LMDBStore) -> Prepare:
 
         def run() -> None:
             for image, (part, source), flip in zip(images, parts, flips.tolist(), strict=True):
-                resize(decode_part(part, source, flip), image)
+                image.copy_(resize(decode_part(part, source, flip), SIZE))
 
         return run
 

@@ -13,9 +13,9 @@ from gpu_setup import Setup, time_batches, usable_cores
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from imagelmdb.data.loader import Loader
-from imagelmdb.decode.dali import DaliOptions
-from imagelmdb.decode.encoded import EncodedDataset
+from imagelmdb.data.store_loader import StoreLoader
+from imagelmdb.decode import Prepared
+from imagelmdb.decode.dali import DaliDecoder, DaliOptions, split_jpegs
 
 WARM_ROUNDS = 3  # of all images
 MEMORY_ROUNDS = 6
@@ -51,7 +51,7 @@ def compare_pixels(setup: Setup) -> Tables:
                 "mean difference, of 255": float(means.mean()),
                 "worst image's mean": float(means.max()),
                 "largest of a pixel": largest,
-                "decoded by the CPU": gpu.decoded_on_cpu,
+                "decoded by the CPU": gpu.decoder.decoded_on_cpu,
             }
         )
     yield "Pixels: GPU decode against CPU decode", rows
@@ -150,18 +150,28 @@ def read_plain_dali(setup: Setup, threads: int, hw_decoder_load: float, *, regio
         yield torch.from_dlpack(images.as_tensor()), labels
 
 
+class TorchvisionDecoder(DaliDecoder):
+    """The same cut-out JPEGs, decoded by torchvision's nvJPEG. Each crop is resized by itself."""
+
+    def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[torch.Tensor]:
+        for batch in batches:
+            facts = batch.facts
+            jpegs = [torch.from_numpy(jpeg.copy()) for jpeg in split_jpegs(batch)]
+            images = decode_jpeg(
+                jpegs, mode=ImageReadMode.RGB, device="cpu" if self.device_id is None else "cuda"
+            )
+            crops = []
+            for image, box, flip in zip(images, facts.boxes.tolist(), facts.flips.tolist(), strict=True):
+                left, top, width, height = box
+                crop = image[None, :, top : top + height, left : left + width].float()
+                crop = interpolate(crop, (facts.size, facts.size), mode="bilinear", antialias=True)
+                crops.append(crop.flip(3) if flip else crop)
+            yield torch.cat(crops).round().to(torch.uint8)
+
+
 def read_torchvision(setup: Setup, workers: int) -> Iterator:
-    """The sliced JPEGs through torchvision's nvJPEG, each crop resized by itself."""
-    for batch in Loader(EncodedDataset(setup.make_dataset()), setup.size, workers=workers).epoch(0):
-        jpegs = [part.contiguous() for part in batch.data.tensor_split(torch.from_numpy(batch.ends[:-1]))]
-        images = decode_jpeg(jpegs, mode=ImageReadMode.RGB, device=setup.device.type)
-        crops = []
-        for image, box, flip in zip(images, batch.boxes.tolist(), batch.flips.tolist(), strict=True):
-            left, top, width, height = box
-            crop = image[None, :, top : top + height, left : left + width].float()
-            crop = interpolate(crop, (setup.size, setup.size), mode="bilinear", antialias=True)
-            crops.append(crop.flip(3) if flip else crop)
-        yield torch.cat(crops).round().to(torch.uint8), torch.from_numpy(batch.labels)
+    dataset = setup.make_dataset(TorchvisionDecoder(setup.device_id))
+    return StoreLoader(dataset, setup.size, workers=workers).epoch(0)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from imagelmdb.data.batches import BatchDataset, TrainCrop
-from imagelmdb.data.loader import Loader
-from imagelmdb.decode.dali import DaliLoader, DaliOptions
+from imagelmdb.data.store_loader import StoreLoader
+from imagelmdb.decode import Decoder, make_decoder
+from imagelmdb.decode.dali import DaliDecoder, DaliOptions
 from imagelmdb.order.sampler import Sampler
 from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.reader import LMDBStore
@@ -57,15 +58,14 @@ class Setup:
 
     def make_loader(
         self, decode: str, *, workers: int, lmdb: bool = True, dali: DaliOptions | None = None
-    ) -> Loader:
-        dataset = self.make_dataset(lmdb=lmdb)
-        if decode == "gpu":
-            return DaliLoader(dataset, self.size, device_id=self.device_id, workers=workers, options=dali)
-        return Loader(dataset, self.size, workers=workers, pin_memory=self.device.type == "cuda")
+    ) -> StoreLoader:
+        decoder = DaliDecoder(self.device_id, dali) if decode == "gpu" else make_decoder(decode)
+        return StoreLoader(self.make_dataset(decoder, lmdb=lmdb), self.size, workers=workers)
 
-    def make_dataset(self, *, lmdb: bool = True) -> BatchDataset:
+    def make_dataset(self, decoder: Decoder, *, lmdb: bool = True) -> BatchDataset:
         store = LMDBStore(self.store) if lmdb else FolderStore(self.tree / "train")
-        return BatchDataset(store, LongSampler(len(store), batch_size=self.batch_size), TrainCrop())
+        sampler = LongSampler(len(store), batch_size=self.batch_size)
+        return BatchDataset(store, sampler, crop=TrainCrop(), decoder=decoder)
 
 
 class LongSampler(Sampler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator
 from statistics import fmean, harmonic_mean
@@ -11,9 +12,9 @@ from gpu_setup import EPOCH_IMAGES, Setup
 
 from imagelmdb.config import Config
 from imagelmdb.data.augment import BatchAugment
-from imagelmdb.data.loaders import DummyLoader
+from imagelmdb.data.loader import DummyLoader
 from imagelmdb.train.distributed import launch, set_up_torch
-from imagelmdb.train.engine import make_trainer
+from imagelmdb.train.engine import Trainer
 from imagelmdb.train.model import make_model
 from imagelmdb.train.progress import Reading
 from imagelmdb.train.world import World
@@ -47,7 +48,7 @@ def time_training(setup: Setup) -> Iterator[tuple[str, list[dict]]]:
 
 
 def train_from_each(config: Config, world: World, *, setup: Setup, rows: list[dict]) -> None:
-    set_up_torch(tf32=True, deterministic=False, seed=0)
+    set_up_torch(config)
     classes = 1000
     model = make_model(config, classes=classes, device=world.device)
     if config.compile:
@@ -88,6 +89,7 @@ def take_steps(config, world, model, augment, loader, steps: int) -> list[Readin
     warm = -(-min(WARM_STEPS, steps) // every)
     readings: list[Reading] = []
     count = every * (warm + READINGS)
-    trainer = make_trainer(config, model, prepare=augment, steps_per_epoch=count, world=world)
-    trainer.train_epoch(loader.epoch(0), read_every=every, on_reading=readings.append)
+    config = dataclasses.replace(config, print_freq=every)
+    trainer = Trainer(config, model, prepare=augment, steps_per_epoch=count, world=world)
+    trainer.train_epoch(loader.epoch(0), on_reading=readings.append)
     return readings[warm:]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from table import print_table
 
-from imagelmdb.data.imagefolder import IterableLMDB
+from imagelmdb.data.datasets import IterableLMDB
 from imagelmdb.data.loader import make_train_loader
 from imagelmdb.jpeg.tile import tile_jpeg
 from imagelmdb.sample import make_jpegs

@@ -26,11 +26,11 @@ from table import print_table
 
 from imagelmdb.config import Config, parse_config
 from imagelmdb.data.augment import BatchAugment
-from imagelmdb.data.loaders import DummyLoader
+from imagelmdb.data.loader import DummyLoader
 from imagelmdb.sample import make_tree
 from imagelmdb.store.convert import convert
 from imagelmdb.store.sources import open_source
-from imagelmdb.train.engine import make_trainer
+from imagelmdb.train.engine import Trainer
 from imagelmdb.train.evaluate import autocast
 from imagelmdb.train.model import make_model
 from imagelmdb.train.optim import make_optimizer
@@ -120,13 +120,11 @@ def make_trainer_loop(config: Config, loader: DummyLoader, device: torch.device)
     if config.compile:
         model.compile(dynamic=False)
     augment = BatchAugment(classes=1000, device=device)
-    trainer = make_trainer(
-        config, model, prepare=augment, steps_per_epoch=loader.steps_per_epoch, world=world
-    )
+    trainer = Trainer(config, model, prepare=augment, steps_per_epoch=loader.steps_per_epoch, world=world)
 
     def run() -> None:
         trainer.train_epoch(loader.epoch(0))
-        trainer.progress.begin_next_epoch()
+        trainer.progress = trainer.progress.next_epoch()
 
     return run
 

@@ -1,7 +1,8 @@
-"""Files against store, side by side: what `python -m imagelmdb bench` prints and draws.
+"""A folder of images against its store: the timings that `imagelmdb bench` prints and draws.
 
-Three ways to the same batches: torchvision's ImageFolder, ImageFolderLMDB with the same transforms, and the
-loader that main.py trains with. Data time is what a step waits for its batch, batch time is the whole step.
+There are three ways to the same batches: torchvision's ImageFolder, ImageFolderLMDB with the same transforms,
+and the loader that main.py trains with. Data time is how long a step waits for its batch; batch time is the
+whole step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-from imagelmdb.data.imagefolder import ImageFolderLMDB
+from imagelmdb.data.datasets import ImageFolderLMDB
 from imagelmdb.data.loader import make_train_loader
 from imagelmdb.errors import UserError
 
@@ -28,7 +29,7 @@ Epoch = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
 
 class Timing(NamedTuple):
-    """Seconds over all epochs; averages are a step's."""
+    """One way's totals over all measured epochs."""
 
     name: str
     images: int
@@ -51,14 +52,14 @@ def compare(
     size: int = 224,
     workers: int = 2,
 ) -> list[Timing]:
-    """Time the ways in turn, epoch by epoch, so that a machine's moods fall on all of them."""
+    """Time the three ways in turn, epoch by epoch, so that a slow minute of the machine slows all of them."""
     loaders = _make_loaders(folder, store, batch_size, size, workers)
     steps = [_make_train_step(classes) if train else _skip for classes in [_count_classes(store)] * 3]
     totals = {name: [0, 0, 0.0, 0.0] for name in loaders}
     for epoch in range(epochs + 1):
         for (name, batches), step in zip(loaders.items(), steps, strict=True):
             measured = _time_epoch(batches, step)
-            if epoch:  # the first one starts the workers and fills the page cache
+            if epoch:  # the first epoch also starts the workers and fills the page cache
                 totals[name] = [total + new for total, new in zip(totals[name], measured, strict=True)]
     return [Timing(name, *total) for name, total in totals.items()]
 
@@ -74,7 +75,7 @@ def print_timings(timings: list[Timing]) -> None:
 
 
 def draw_chart(timings: list[Timing], path: str | Path) -> None:
-    """Bars of data time and the rest of each step, as an SVG file."""
+    """Write an SVG file with a bar for each way: its data time, and the rest of the step."""
     longest = max(timing.batch_seconds / timing.steps for timing in timings)
     parts = []
     for row, timing in enumerate(timings):
@@ -111,13 +112,13 @@ def _make_loaders(
     try:
         files = ImageFolder(folder, transform)
     except OSError as error:
-        raise UserError(f"{folder} is no folder of class folders: {error}") from error
+        raise UserError(f"{folder} is not a folder of class folders: {error}") from error
     records = ImageFolderLMDB(store, transform)
     if len(files) != len(records):
-        raise UserError(f"{folder} holds {len(files)} images, and {store} {len(records)}: not the same data")
+        raise UserError(f"{folder} has {len(files)} images and {store} has {len(records)}: not the same data")
     if len(files) < batch_size:
         raise UserError(
-            f"{len(files)} images do not fill a batch of {batch_size}: pass a smaller --batch-size"
+            f"{len(files)} images do not fill a batch of {batch_size}: choose a smaller --batch-size"
         )
     loader = make_train_loader(
         store, lmdb=True, batch_size=batch_size, rank=0, world_size=1, seed=0, size=size, workers=workers

@@ -1,40 +1,219 @@
-"""A command line and its help, made by tyro from a flat dataclass of options.
+"""The parser of every command: argparse with one-line mistakes, and options made from a flat dataclass.
 
 @dataclass(frozen=True)
 class Options:
-    batch_size: int = option(256, "images of a step", "-b", least=1, group="optimisation")
+    batch_size: int = option(256, "images in a step", "-b", least=1, group="optimisation")
 
-values, explicit = parse_command_line(Options, ["-b", "64"], description="Trains.")
+parser = Parser(prog="main.py", description="Trains.", argument_default=argparse.SUPPRESS)
+add_options(parser, Options)
+vars(parser.parse_args(["--batch_size", "64"]))     # {"batch_size": 64}: only what was typed
+
+parser.parse_args(["--batchsize", "64"])            # UserError: ... did you mean --batch-size?
+parser.parse_args(["--learning-rate", "1"])         # UserError: ... did you mean --lr?
 """
 
+from __future__ import annotations
+
 import argparse
-import contextlib
 import dataclasses
-import io
-import re
+import difflib
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Any, get_args, get_type_hints
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import tyro
-
+from imagelmdb import __version__
 from imagelmdb.errors import UserError
-from imagelmdb.recipe import nearest
+
+# What timm, torchvision and others call an option -> what we call it. Only for messages: none is accepted.
+OTHER_WORDS = {
+    "aa": "auto-augment",
+    "amp-dtype": "amp",
+    "bf16": "amp",
+    "bs": "batch-size",
+    "checkpoint-hist": "keep-checkpoints",
+    "crop-pct": "crop-ratio",
+    "data": "train val dataset",
+    "data-dir": "train val dataset",
+    "data-path": "train val dataset",
+    "dataset": "train val",
+    "decay-epochs": "lr-step-epochs",
+    "decay-rate": "lr-step-factor",
+    "dst": "output to-dir",
+    "ema": "ema-decay",
+    "fp16": "amp",
+    "gamma": "lr-step-factor",
+    "grad-accum-steps": "accumulate",
+    "img-size": "train-size val-size size",
+    "initial-checkpoint": "resume",
+    "input": "dataset",
+    "input-size": "train-size val-size size",
+    "jobs": "workers",
+    "learning-rate": "lr",
+    "log-interval": "print-freq",
+    "lr-gamma": "lr-step-factor",
+    "lr-warmup-decay": "warmup-start",
+    "max-grad-norm": "clip-grad",
+    "min-lr": "lr-end",
+    "model": "arch",
+    "model-ema": "ema-decay",
+    "model-ema-steps": "ema-every",
+    "norm-weight-decay": "wd-skip",
+    "num-epochs": "epochs",
+    "num-threads": "workers",
+    "num-workers": "workers",
+    "opt": "optimizer",
+    "out-dir": "output",
+    "overwrite": "force",
+    "precision": "amp",
+    "ra-reps": "repeats",
+    "reprob": "random-erase",
+    "resize": "val-resize max-size",
+    "save-freq": "checkpoint-steps checkpoint-minutes",
+    "sched": "schedule",
+    "src": "dataset",
+    "stochastic-depth": "drop-path",
+    "test-only": "evaluate",
+    "threads": "workers",
+    "train-data": "train",
+    "train-dataset": "train",
+    "train-dir": "train",
+    "tta": "flip-tta",
+    "use-deterministic-algorithms": "deterministic",
+    "val-crop-size": "val-size",
+    "val-data": "val",
+    "val-dataset": "val",
+    "val-dir": "val",
+}
+METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose complaint is one line."""
+    """argparse, but a mistake is a UserError of one line, and an unknown option's message names the nearest.
 
-    def error(self, message: str):
+    `_` and `-` are the same in an option's name. Every parser has --version.
+    """
+
+    def __init__(self, **settings: Any):
+        self.flags: list[str] = []
+        self._titled: dict[str, Any] = {}  # group's title -> argparse's group
+        self._commands: Any = None
+        settings = {"formatter_class": argparse.RawDescriptionHelpFormatter} | settings
+        super().__init__(allow_abbrev=False, **settings)
+        self.add_argument("--version", action="version", version=f"imagelmdb {__version__}")
+
+    def add_argument(self, *names: str, group: str = "", **settings: Any) -> argparse.Action:
+        """group: the title under which --help lists it."""
+        if not group:
+            action = super().add_argument(*names, **settings)
+        else:
+            if group not in self._titled:
+                self._titled[group] = self.add_argument_group(group)
+            action = self._titled[group].add_argument(*names, **settings)
+        self.flags += action.option_strings
+        return action
+
+    def add_subparsers(self, **settings: Any) -> Any:
+        self._commands = super().add_subparsers(**settings)
+        return self._commands
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = self._check_names(list(sys.argv[1:] if args is None else args))
+        namespace, rest = super().parse_known_args(words, namespace)
+        if rest and rest[0].startswith("-"):
+            self._refuse("option", rest[0], self.flags)
+        if rest:
+            self.error(f"unexpected argument {rest[0]}")
+        return namespace, []
+
+    def error(self, message: str) -> Any:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def _check_names(self, words: list[str]) -> list[str]:
+        """The words, with option names in our spelling.
+
+        An unknown name is refused here, because argparse would complain about missing arguments first.
+        """
+        checked = []
+        for place, word in enumerate(words):
+            name, equals, value = word.partition("=")
+            if word == "--" or (self._commands and not word.startswith("-")):
+                if self._commands and word != "--" and word not in self._commands.choices:
+                    self._refuse("command", word, self._commands.choices)
+                return checked + words[place:]  # the command's own parser checks the rest
+            if name.startswith("--") and " " not in name:
+                name = name.replace("_", "-")
+                if name not in self.flags:
+                    self._refuse("option", word, self.flags)
+            checked.append(name + equals + value)
+        return checked
+
+    def _refuse(self, kind: str, word: str, names: Iterable[str]) -> None:
+        name = word.partition("=")[0]
+        last = name.rpartition(".")[2]  # ffcv writes --lr.batch_size
+        hint = nearest(last, names) or f"; {self.prog} --help lists them all"
+        raise UserError(f"unknown {kind} {name}{hint}")
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """The end of an error message, ": did you mean --lr?"; empty where no name is near."""
+    known = {_plain(name): name for name in names}
+    foreign = {}
+    for other, ours in OTHER_WORDS.items():
+        found = [known[name] for name in ours.split() if name in known]
+        if found and other not in known:
+            foreign[other] = " and ".join(found)
+    plain = _plain(word)
+    near = difflib.get_close_matches(plain, foreign, n=1, cutoff=0.8)  # so a typo of it at the most
+    near = near or difflib.get_close_matches(plain, known, n=1)
+    return f": did you mean {(foreign | known)[near[0]]}?" if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("_", "-").lower()
 
 
 def option(
     default: Any, help: str, *flags: str, least: float = 0, most: float = sys.float_info.max, group: str = ""
 ) -> Any:
-    """A field with its help, further flags and range; the first of a group names the group in --help."""
+    """A dataclass field with its help, further flags and range. `group` begins a group in --help."""
     metadata = {"help": help, "flags": flags, "least": least, "most": most, "group": group}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def add_options(parser: Parser, options: type) -> None:
+    """An argument for each field of a dataclass whose fields are made by `option`."""
+    hints = get_type_hints(options)
+    group = ""
+    for f in dataclasses.fields(options):
+        group = f.metadata["group"] or group
+        names = sorted((flag(f.name), *f.metadata["flags"]), key=len)  # -b before --batch-size
+        action = parser.add_argument(*names, dest=f.name, group=group, **_settings(hints[f.name]))
+        # Set here, since some versions of BooleanOptionalAction write a default of their own behind the help.
+        action.help = (f.metadata["help"] + _describe_default(f.default)).replace("%", "%%")
+
+
+def _settings(hint: Any) -> dict[str, Any]:
+    """What argparse is told about a field's type."""
+    parts = get_args(hint)
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(hint) is Literal:
+        return {"choices": parts}
+    if get_origin(hint) is tuple:
+        return {"nargs": len(parts), "type": parts[0], "metavar": METAVARS[parts[0]]}
+    kind = parts[0] if parts else hint  # `int | None` is an int that may be left out
+    return {"type": kind, "metavar": METAVARS[kind]}
+
+
+def _describe_default(default: Any) -> str:
+    if default is False or default is None or default == "":
+        return ""
+    if default is True:
+        return " (default: on)"
+    values = default if isinstance(default, tuple) else (default,)
+    return f" (default: {' '.join(f'{v:.4g}' if isinstance(v, float) else str(v) for v in values)})"
 
 
 def flag(key: str) -> str:
@@ -42,7 +221,7 @@ def flag(key: str) -> str:
 
 
 def out_of_range(options: Any) -> Iterator[str]:
-    """A line for each number of a dataclass's instance outside its option's range; NaN always is."""
+    """One line for each number in `options` that is outside its option's range. NaN is always outside."""
     for f in dataclasses.fields(options):
         value = getattr(options, f.name)
         least, most = f.metadata["least"], f.metadata["most"]
@@ -50,87 +229,3 @@ def out_of_range(options: Any) -> Iterator[str]:
             if isinstance(number, (int, float)) and not least <= number <= most:
                 limit = f"below {least}" if number < least else f"above {most:.4g}"
                 yield f"{flag(f.name)} {number:g} is {limit if number == number else 'not a number'}"
-
-
-def parse_command_line(
-    options: type, argv: list[str], *, description: str
-) -> tuple[dict[str, Any], frozenset[str]]:
-    """Every option's value, and the names of those that argv set; --help prints and exits."""
-    screen = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(screen):
-            parsed, unknown = tyro.cli(
-                _grouped(options),
-                description=description,
-                args=argv,
-                config=(tyro.conf.OmitArgPrefixes,),
-                return_unknown_args=True,
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UserError(_first_message(screen.getvalue())) from None
-    names = _names(options)
-    if unknown:
-        word = unknown[0].split("=")[0]
-        if not word.startswith("-"):
-            raise UserError(f"unexpected argument {word}; --help lists the options")
-        raise UserError(f"unknown option {word}{nearest(word, names)}")
-    given = {key: value for group in vars(parsed).values() for key, value in vars(group).items()}
-    return given, frozenset(key for word in argv if (key := _key_of(word, names)))
-
-
-def _grouped(options: type) -> type:
-    """A dataclass that nests the options by group: tyro draws a box for each."""
-    hints = get_type_hints(options)
-    groups: dict[str, list] = {}
-    for f in dataclasses.fields(options):
-        optional = get_args(hints[f.name])[0] if type(None) in get_args(hints[f.name]) else None
-        arg = tyro.conf.arg(
-            help=f.metadata["help"],
-            aliases=f.metadata["flags"] or None,
-            metavar=optional and optional.__name__.upper(),
-            help_behavior_hint="" if _is_unset(f.default) else f"(default: {_shown(f.default)})",
-        )
-        if f.metadata["group"]:
-            groups[f.metadata["group"].replace(" ", "_")] = members = []
-        members.append((f.name, Annotated[hints[f.name], arg], f.default))
-    parts = {name: dataclasses.make_dataclass(name, rows, frozen=True) for name, rows in groups.items()}
-    return dataclasses.make_dataclass(
-        "CommandLine", [(name, part, part()) for name, part in parts.items()], frozen=True
-    )
-
-
-def _names(options: type) -> dict[str, str]:
-    """Every spelling of every option -> its key."""
-    names = {}
-    for f in dataclasses.fields(options):
-        names |= dict.fromkeys((flag(f.name), *f.metadata["flags"]), f.name)
-        if isinstance(f.default, bool):
-            names["--no-" + flag(f.name)[2:]] = f.name
-    return names
-
-
-def _key_of(word: str, names: dict[str, str]) -> str | None:
-    if word.startswith("--"):
-        return names.get(word.split("=")[0].replace("_", "-"))
-    return names.get(word[:2])  # -b 256 and -b256
-
-
-def _first_message(screen: str) -> str:
-    """tyro draws its errors in a box; the lines above the first rule are the message."""
-    lines = []
-    for line in re.sub("\x1b\\[[0-9;]*m", "", screen).splitlines()[1:]:  # without colours
-        text = line.strip("│ ")
-        if set(text) <= set("─╰╯"):
-            break
-        lines.append(text)
-    return " ".join(lines) or "the command line could not be read; see --help"
-
-
-def _is_unset(default: Any) -> bool:
-    return default is False or default is None or default == ""
-
-
-def _shown(default: Any) -> str:
-    return " ".join(f"{v:.4g}" for v in default) if isinstance(default, tuple) else str(default)

@@ -1,13 +1,14 @@
-"""Every error that a user can mend, every exit code, and the one place that prints them.
+"""Every error that a user can repair, every exit code, and the one place that prints them.
 
 code  meaning
 0     done
-1     a bug, or another rank failed; `imagelmdb verify` found damage
+1     a bug, or another rank failed; or `imagelmdb verify` found damage
 2     the user's mistake: the message has the value and the way out
-3     training diverged; or a conversion is unfinished, because some files are no images
+3     training diverged; or a conversion is unfinished, because some files are not images
 4     disk full
 75    stopped by SIGTERM or SIGUSR1 after a checkpoint: run the same command again
 130   interrupted (Ctrl-C)
+128+N a rank was ended by signal N (scripts/torchrun.py)
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Callable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXIT_DAMAGED = 1
+EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -46,6 +49,10 @@ class BadImageError(UserError):
 
     row = 0  # in the batch
 
+    def at(self, row: int) -> BadImageError:
+        self.row = row
+        return self
+
 
 class Diverged(Exception):
     """The loss or a weight is no longer finite."""
@@ -65,20 +72,30 @@ def run_command(command: Callable[[], int]) -> int:
         code = command()
         sys.stdout.flush()
         return code
-    except UserError as error:
-        return complain(error)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        kind = DiskFullError if error.errno in DISK_FULL else UserError
-        return complain(kind(f"{where}{error.strerror or error}"))
+    except (UserError, OSError) as error:
+        return complain(as_user_error(error))
     except UnicodeEncodeError as error:
         return complain(UserError(f"the name {error.object!r} is not valid text"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
+
+
+def as_user_error(error: UserError | OSError) -> UserError:
+    """An error of the system as a user's mistake: the file, and what the system says about it."""
+    if isinstance(error, UserError):
+        return error
+    where = f"{error.filename}: " if error.filename else ""
+    kind = DiskFullError if error.errno in DISK_FULL else UserError
+    return kind(f"{where}{error.strerror or error}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text. Those of torch and of YAML go on for many lines."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def complain(error: UserError | Diverged | Stopped) -> int:

@@ -1,7 +1,7 @@
-"""A map over threads: results in order, memory bounded, an early end leaves nothing behind.
+"""A map over threads: results come in order, memory is bounded, and an early end leaves no thread behind.
 
-Threads, since what is heavy here (tiling, libjpeg, checksums, liblmdb) releases the GIL, and since passing
-images between processes costs more than keeping them: 0.3 ms for 128 kB, a sixth of what tiling takes.
+We use threads because the heavy work (tiling, libjpeg, checksums, liblmdb) releases the GIL. Processes would
+have to pass images to each other, which takes 0.3 ms for 128 kB: a sixth of the time that tiling takes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 4  # items a worker that are finished or under way
+_AHEAD = 4  # items per worker that are finished or being worked on
 
 
 def count_cores() -> int:
-    """The CPU cores that this process may use: a SLURM job's share, not the machine."""
+    """The number of CPU cores that this process may use: in a SLURM job its share, not all of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def count_loader_workers(workers: int | None) -> int:
+    """Worker processes of a loader: 4 if nothing else is wanted, or fewer on a machine with fewer cores."""
+    return min(4, count_cores()) if workers is None else workers
+
+
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Like map; 0 workers: in this thread."""
+    """Like map, in `workers` threads. With 0 workers it runs in the calling thread."""
     if workers == 0:
         yield from map(function, items)
         return

@@ -1,11 +1,11 @@
-"""Sample data: photo-like JPEGs with the sizes and bytes of ImageNet's, and classes that can be learned.
+"""Sample data: generated photos, as large as ImageNet's in pixels and bytes, in classes that can be learned.
 
 python -m imagelmdb.sample sample/ --classes 10 --train 100 --val 30
 
-A photo here is a few regions with sharp borders over noise whose spectrum falls as 1/f, as in natural
-images. A class is a range of hues and a direction in which the texture runs; a 1/f texture looks
-the same at every scale, so the class survives any crop, and mirroring. With 10 classes of 100 train
-images, the ResNet-18 of configs/quickstart.yaml passes 90 % top-1 in 6 epochs.
+A generated photo is a few regions with sharp borders, plus noise whose spectrum falls as 1/f like that of
+natural images. A class is a range of hues and a direction of the texture. A 1/f texture looks the same at
+every scale, so a crop or a mirror image still shows its class. With 10 classes of 100 training images, the
+ResNet-18 of configs/quickstart.yaml passes 90 % top-1 in 6 epochs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tyro
 from PIL import Image
 
-from imagelmdb.errors import UserError
+from imagelmdb.command_line import Parser
+from imagelmdb.errors import UserError, run_command
 
-VERSION = 2  # of the pictures: a sample made by another version is not reused
+VERSION = 2  # raised when the pictures change; a sample of another version is not reused
 SIZES = {  # (width, height) -> share
     (500, 375): 0.52,
     (375, 500): 0.14,
@@ -46,7 +46,7 @@ SIZES = {  # (width, height) -> share
 }
 QUALITY = 96
 FIELD_PX = 1024  # noise fields wrap around at this size
-ANGLES = (0.0, np.pi / 2)  # across the stripes of a class; both survive mirroring
+ANGLES = (0.0, np.pi / 2)  # across a class's stripes; mirroring changes neither
 
 
 class Look(NamedTuple):
@@ -96,9 +96,9 @@ def make_jpeg(
 
 
 def make_jpegs(count: int, seed: int = 0, *, plain: bool = False, scale: float = 1.0) -> Iterator[bytes]:
-    """JPEGs in ImageNet's mix: 4:4:4 at quality 96, one in ten 4:2:0, a few progressive or grey.
+    """JPEGs mixed as in ImageNet: most 4:4:4 at quality 96, one in ten 4:2:0, a few progressive or grey.
 
-    plain: only baseline 4:4:4. scale: times ImageNet's sizes, for quick tests.
+    plain: baseline 4:4:4 only. scale: multiplies the sizes; a small one makes tests quick.
     """
     for index in range(count):
         yield make_jpeg(seed, index, plain=plain, scale=scale)
@@ -114,9 +114,9 @@ def make_tree(
     plain: bool = False,
     scale: float = 1.0,
 ) -> bool:
-    """Write root/train and root/val, one folder a class, `train` and `val` images in each.
+    """Write root/train and root/val. Each has one folder per class, with `train` or `val` images in it.
 
-    Returns False where this sample was there already; anything else there is a UserError.
+    Return False if this very sample is there already. Raise UserError if something else is there.
     """
     root = Path(root)
     settings = {"version": VERSION, "classes": classes, "train": train, "val": val, "seed": seed}
@@ -157,7 +157,7 @@ def make_tree(
 
 
 def class_names(count: int) -> list[str]:
-    """Names of the form of ImageNet's, in sorted order."""
+    """Names that look like ImageNet's, in sorted order."""
     return [f"n{1440007 + 61 * label:08d}" for label in range(count)]
 
 
@@ -166,7 +166,7 @@ def class_look(label: int, classes: int) -> Look:
 
 
 def make_odd_files(folder: str | Path, seed: int = 0) -> dict[str, Path]:
-    """Files as they turn up in real data sets, by kind; the last four are no images."""
+    """Odd files of the kinds that real data sets contain; the last four are not images."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     photo = Image.fromarray(make_photo(np.random.default_rng(seed), 120, 90))
@@ -221,26 +221,35 @@ def _cut_patch(
     return field[rows[:, None], columns]
 
 
-def main(
-    out: tyro.conf.Positional[Path],
-    classes: int = 10,
-    train: int = 100,
-    val: int = 30,
-    seed: int = 0,
-    plain: Annotated[bool, tyro.conf.arg(help="only baseline 4:4:4")] = False,
-) -> None:
-    """Make a small data set of generated photos: OUT/train and OUT/val, with so many images a class."""
-    made = make_tree(out, classes=classes, train=train, val=val, seed=seed, plain=plain)
+def main() -> int:
+    parser = Parser(
+        prog="python -m imagelmdb.sample",
+        description="Make a small data set of generated photos in OUT/train and OUT/val.",
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    parser.add_argument("--classes", type=int, default=10, metavar="N", help="classes (default: 10)")
+    parser.add_argument(
+        "--train", type=int, default=100, metavar="N", help="training images per class (default: 100)"
+    )
+    parser.add_argument(
+        "--val", type=int, default=30, metavar="N", help="validation images per class (default: 30)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other photos (default: 0)")
+    parser.add_argument("--plain", action="store_true", help="baseline 4:4:4 JPEGs only")
+    options = parser.parse_args()
+    if options.classes < 1 or min(options.train, options.val, options.seed) < 0:
+        raise UserError("--classes must be at least 1, and --train, --val and --seed at least 0")
+    settings = vars(options)
+    out = settings.pop("out")
+    made = make_tree(out, **settings)
     size = sum(path.stat().st_size for path in out.rglob("*.JPEG"))
     print(
-        f"{'made' if made else 'found'} {out}: {classes} classes, {classes * train} train and "
-        f"{classes * val} val images, {size / 1e6:.0f} MB"
+        f"{'made' if made else 'found'} {out}: {options.classes} classes, "
+        f"{options.classes * options.train} training and {options.classes * options.val} validation images, "
+        f"{size / 1e6:.0f} MB"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# From ImageNet's three official files to two verified stores, OUT/train-lmdb and OUT/val-lmdb; nothing is extracted.
+# Convert ImageNet's three official files to two verified stores, OUT/train-lmdb and OUT/val-lmdb, without
+# extracting anything.
 #
 #   bash scripts/convert_imagenet.sh TRAIN.tar VAL.tar DEVKIT.tar.gz OUT [OPTIONS OF folder2lmdb.py]
 #   bash scripts/convert_imagenet.sh ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar \
 #       ILSVRC2012_devkit_t12.tar.gz /data/imagenet
 #
-#   --no-md5           do not compare the files with their published md5 sums
-#   --train-count N    images to expect (default: 1281167)
-#   --val-count N      (default: 50000)
-#   --classes N        (default: 1000)
+#   --no-md5           do not check the md5 sums of the files
+#   --train-count N    expect N training images (default: 1281167)
+#   --val-count N      expect N validation images (default: 50000)
+#   --classes N        expect N classes (default: 1000)
 #
-# These stand before TRAIN.tar. Options after OUT, such as --workers 16 or --max-size 500 --quality 90, hold for both
-# stores. Stopped at any moment, the same command goes on where it was; OUT/checked.txt remembers what passed.
-# Environment: PYTHON, the interpreter (default: .venv/bin/python where it is there, else python3).
-# Exit codes: 0 both stores are verified, 1 a check failed, 2 wrong use, 3 some images are damaged, 4 disk full.
+# These options go before TRAIN.tar. Options after OUT, such as --workers 16 or --max-size 500 --quality 90, go to
+# folder2lmdb.py and apply to both stores. If the script is stopped, the same command continues where it was.
+# OUT/checked.txt lists the checks that passed.
+# Environment: PYTHON is the interpreter (default: .venv/bin/python if it exists, otherwise python3).
+# Exit codes: 0 both stores are verified, 1 a check failed, 2 wrong usage, 3 some images are damaged, 4 disk full.
 set -euo pipefail
 
 fail() {
@@ -42,10 +44,10 @@ while [ $# -gt 0 ]; do
             continue
             ;;
         --train-count | --val-count | --classes) ;;
-        -*) fail "unknown option $1; options of folder2lmdb.py stand after OUT" ;;
+        -*) fail "unknown option $1; options of folder2lmdb.py go after OUT" ;;
         *) break ;;
     esac
-    [[ ${2-} =~ ^[1-9][0-9]*$ ]] || fail "$1 ${2-}: give a number"
+    [[ ${2-} =~ ^[1-9][0-9]*$ ]] || fail "$1 ${2-}: give a positive number"
     case $1 in
         --train-count) train_count=$2 ;;
         --val-count) val_count=$2 ;;
@@ -53,14 +55,14 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-[ $# -ge 4 ] || fail "give TRAIN.tar VAL.tar DEVKIT.tar.gz OUT; --help says more"
+[ $# -ge 4 ] || fail "give TRAIN.tar VAL.tar DEVKIT.tar.gz OUT; --help explains them"
 train=$1
 val=$2
 devkit=$3
 out=$4
 shift 4
 for file in "$train" "$val" "$devkit"; do
-    [ -r "$file" ] && [ -f "$file" ] || fail "$file is not there, or cannot be read"
+    [ -r "$file" ] && [ -f "$file" ] || fail "$file does not exist or cannot be read"
 done
 mkdir -p "$out" || fail "cannot write $out"
 checked=$out/checked.txt
@@ -71,7 +73,7 @@ run() {
     "$@"
 }
 
-# once NOTE CHECK...: run the check, unless it has passed for this very thing before.
+# once NOTE CHECK...: run the check, unless checked.txt says that it passed before.
 once() {
     if grep -qsxF "$1" "$checked"; then
         echo "passed before: $1"
@@ -98,7 +100,7 @@ compare_md5() {
     [ "${found%% *}" = "$2" ] || code=1 fail "$1 has the md5 sum ${found%% *}, not $2: download it again (or --no-md5)"
 }
 
-# Sets complete, images, labels and digest from what the store says of itself; empty where there is no store.
+# Set complete, images, labels and digest from `imagelmdb info`. They are empty if there is no complete store.
 describe() {
     complete="" images="" labels="" digest=""
     read -r complete images labels digest <<<"$("$python" -c '
@@ -131,7 +133,7 @@ if [ -n "$md5" ]; then
     check_md5 "$val" 29b22e2961454d5413ddabcf34fc5622
     check_md5 "$train" 1d675b47d978889d74fa0da5fadfb00e
 fi
-# The small one first: what is wrong shows in minutes.
+# The small store first: a mistake then shows within minutes.
 make_store "$out/val-lmdb" "$val_count" --dataset "$val" --devkit "$devkit" "$@"
 make_store "$out/train-lmdb" "$train_count" --dataset "$train" "$@"
 echo "train with: --train $out/train-lmdb --val $out/val-lmdb --lmdb"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What the image does with its arguments:
+# The entry point of the Docker image: what it does with its arguments.
 #
-#   docker run IMAGE OPTIONS OF main.py             train on all GPUs, else on the CPUs
+#   docker run IMAGE OPTIONS OF main.py             train on all GPUs, or on the CPUs
 #   docker run IMAGE convert --dataset D -o STORE   convert (folder2lmdb.py)
 #   docker run IMAGE store verify STORE             python -m imagelmdb: info, verify, view, export
 set -euo pipefail

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# For a machine with a GPU: its tests and its benchmarks, into results/<gpu>.json and results/<gpu>.md.
+# Run the GPU tests and benchmarks. Results go to results/<gpu>.json and results/<gpu>.md.
 #   pip install -e '.[dev,dali]'
 #   bash scripts/gpu_check.sh [--parts "tests loaders"] [--tiny] [other flags of benchmarks/gpu.py]
-# Results are written after every row, and a part that fails does not stop the others. On 16 cores it should
-# take about 20 minutes (an estimate: not measured yet). --tiny needs no GPU and shows that every part runs.
+# Each row is saved at once, and a part that fails does not stop the others. It should take about 20 minutes on 16
+# cores (an estimate, not measured yet). With --tiny it needs no GPU and only checks that every part runs.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# From nothing to a trained ResNet-18: installs, makes a sample data set, converts it, verifies it, trains on it, and
-# times ImageFolder against the store. About 5 minutes on two CPU cores, after the install.
+# From nothing to a trained ResNet-18: install the project, make a sample data set, convert and verify it, train on
+# it, and compare the speed of ImageFolder and of the store. Takes about 5 minutes on two CPU cores after the install.
 #
 #   bash scripts/quickstart.sh
-#   bash scripts/quickstart.sh --data ~/data/cats_vs_dogs --epochs 20      # your own train/ and val/ class folders
+#   bash scripts/quickstart.sh --data ~/data/cats_vs_dogs --epochs 20      # your own images
 #
-#   --data FOLDER   train on FOLDER/train and FOLDER/val, not on the sample
-#   --out FOLDER    where everything goes (default: sample/, with --data sample/own/NAME)
+#   --data FOLDER   use FOLDER/train and FOLDER/val, which have one folder per class, instead of the sample
+#   --out FOLDER    write everything to FOLDER (default: sample/, or sample/own/NAME with --data)
 #
-# Further options are main.py's. A second run uses what is there: the environment, the stores, the finished epochs.
-# Environment: PYTHON, the Python (3.10 or newer) that makes .venv (default: python3).
+# All other options go to main.py. A second run reuses the environment, the stores and the finished epochs.
+# Environment: PYTHON is the Python (3.10 or newer) that creates .venv (default: python3).
 set -euo pipefail
 start_dir=$PWD
 cd "$(dirname "$0")/.."
@@ -50,19 +50,19 @@ while [ $# -gt 0 ]; do
 done
 if [ -n "$data" ]; then
     for split in train val; do
-        [ -d "$data/$split" ] || fail "$data/$split is no folder: --data takes one that holds train/ and val/"
+        [ -d "$data/$split" ] || fail "there is no folder $data/$split: --data takes a folder with train/ and val/ in it"
     done
     out=${out:-sample/own/$(basename "$data")}
 fi
 out=${out:-sample}
 
-# The environment. pip is asked again only when pyproject.toml is newer than its last success.
+# The environment. pip runs again only if pyproject.toml has changed since it last succeeded.
 python=.venv/bin/python
 if ! [ -x $python ]; then
     base=${PYTHON:-python3}
     command -v "$base" >/dev/null || fail "$base is not installed: install Python 3.10 or newer, or set PYTHON"
     "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$base is older than Python 3.10: set PYTHON"
-    run "$base" -m venv .venv || fail "$base cannot make environments (on Debian and Ubuntu: apt install python3-venv)"
+    run "$base" -m venv .venv || fail "$base cannot create environments (on Debian and Ubuntu: apt install python3-venv)"
 fi
 if ! [ .venv/installed -nt pyproject.toml ]; then
     run $python -m pip install --quiet --disable-pip-version-check --editable . || fail "pip could not install the project"
@@ -85,7 +85,7 @@ for split in train val; do
 done
 run $python -m imagelmdb view "$out/val.lmdb" -o "$out/sheet.png"
 
-# --resume auto: a finished run is left as it is, a stopped one goes on.
+# --resume auto: a run that stopped continues, and a finished run stays as it is.
 run $python main.py --config configs/quickstart.yaml --train "$out/train.lmdb" --val "$out/val.lmdb" --lmdb \
     --output "$out/run" --resume auto "$@"
 
@@ -95,8 +95,8 @@ if ! [ -e "$out/bench.txt" ]; then
     mv "$out/bench.partial" "$out/bench.txt"
 fi
 
-# The last lines: what came out, and where it lies.
-printf '\n%d s after the install\n\n' $((SECONDS - seconds_before))
+# The last lines: the results, and where to find them.
+printf '\n%d s without the install\n\n' $((SECONDS - seconds_before))
 $python -c '
 import json, re, sys
 from pathlib import Path

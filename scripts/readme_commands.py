@@ -1,8 +1,8 @@
-"""The shell blocks of a Markdown file: what a reader is told to type, for a test to try.
+"""List the shell blocks of a Markdown file, so that a test can run what the reader is asked to type.
 
     python scripts/readme_commands.py [README.md] [--json]
 
-A block is run unless the line above it is an HTML comment that says why not:
+The test runs a block unless the line above it is an HTML comment with a reason:
 
     <!-- not run: needs a GPU -->
 """
@@ -24,9 +24,9 @@ MARK = re.compile(r"<!-- not run: (.+) -->")
 
 @dataclass
 class Block:
-    line: int  # of its first command, from 1
+    line: int  # number of its first line, counted from 1
     text: str
-    not_run: str = ""  # why
+    not_run: str = ""  # the reason, or empty
 
 
 def find_blocks(markdown: str) -> Iterator[Block]:
@@ -51,7 +51,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", nargs="?", type=Path, default=Path(__file__).parent.parent / "README.md")
-    parser.add_argument("--json", action="store_true", help="one object a line: line, text, not_run")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per block: line, text, not_run"
+    )
     options = parser.parse_args()
     for block in find_blocks(options.file.read_text()):
         if options.json:

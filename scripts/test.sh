@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The project's checks: makes .venv on first use, then runs ruff and pytest.
+# Run all checks: ruff and pytest. The first run creates .venv.
 #   bash scripts/test.sh [pytest options]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 if [ ! -x .venv/bin/python ]; then
     "${PYTHON:-python3}" -m venv .venv
 fi
-# DALI is for Linux alone, and left out elsewhere; its tests run on its CPU backend.
-# Installing again takes a second when nothing changed, and picks up a changed pyproject.toml.
+# DALI exists only for Linux, and pip skips it elsewhere. Its tests use its CPU backend.
+# If nothing changed, installing again takes a second. It is needed when pyproject.toml changed.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,dali]'
 
 .venv/bin/ruff check .

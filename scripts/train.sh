@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Train on this machine: one rank a GPU, or one rank where there is none.
+# Train on this machine, with one rank per GPU, or with one rank if there is no GPU.
 #
 #   bash scripts/train.sh [--nproc N] [--dry-run] OPTIONS OF main.py
 #   bash scripts/train.sh --config configs/rn50_90e.yaml --train train-lmdb/ --val val-lmdb/ --lmdb
 #
-#   --nproc N    so many ranks
+#   --nproc N    start N ranks
 #   --dry-run    print the command and stop
 #
-# Environment: PYTHON, the interpreter (default: .venv/bin/python where it is there, else python3).
-# Exit codes: 0 done, 2 wrong use, 3 diverged, 75 stopped by SIGTERM or SIGUSR1 after a checkpoint: the same
-# command with --resume auto goes on. `python main.py --help` lists the options.
+# Environment: PYTHON is the interpreter (default: .venv/bin/python if it exists, otherwise python3).
+# Exit codes: 0 done, 2 wrong usage, 3 diverged, 75 stopped by SIGTERM or SIGUSR1 after a checkpoint. To continue,
+# run the same command with --resume auto. `python main.py --help` lists the options.
 set -euo pipefail
 
 fail() {

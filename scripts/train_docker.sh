@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Train in the image that the Dockerfile makes: all GPUs, the data mounted read-only, runs/ written here.
+# Train in the Docker image, on all GPUs. The data is mounted read-only, and runs/ in this folder gets the results.
 #
 #   docker build -t imagelmdb .
 #   bash scripts/train_docker.sh [--image NAME] [--dry-run] OPTIONS OF main.py
 #   bash scripts/train_docker.sh --config configs/rn50_90e.yaml --train /data/train-lmdb --val /data/val-lmdb --lmdb
 #
-#   --image NAME   the image (IMAGE; default: imagelmdb)
+#   --image NAME   the image to use (environment: IMAGE; default: imagelmdb)
 #   --dry-run      print the command and stop
 #
-# What --train, --val, --config and --resume name is mounted read-only where it is there, --output (default: runs)
-# for writing. The container runs as you. Environment: DOCKER, such as podman (default: docker).
+# The paths in --train, --val, --config and --resume are mounted read-only, and the folder of --output (default: runs)
+# for writing. The container runs with your user id. Environment: DOCKER is the program (default: docker), such as
+# podman.
 set -euo pipefail
 
 fail() {
@@ -36,7 +37,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-command -v "$docker" >/dev/null || fail "$docker is not installed; scripts/train.sh trains without it"
+command -v "$docker" >/dev/null || fail "$docker is not installed; scripts/train.sh trains without a container"
 
 mounts=(-v "$PWD/runs:/app/runs")
 folders=(runs) # Docker would make them, as root's

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Train on many machines: run the same line on each; they find each other through the first (torchrun, c10d).
+# Train on many machines. Run the same command on each; they find each other through the first one (torchrun, c10d).
 #
 #   HOSTS=node1,node2 bash scripts/train_multinode.sh [OPTIONS] OPTIONS OF main.py
 #   bash scripts/train_multinode.sh --hosts node1,node2 --config configs/rn50_90e.yaml --train T --val V --lmdb
 #
-#   --hosts A,B,...      every host, in any order but the same everywhere; the first is where they meet (HOSTS)
-#   --master-addr ADDR   instead: where they meet, with --nnodes (MASTER_ADDR)
-#   --nnodes N           how many hosts (NNODES)
-#   --node-rank N        this host's number, 0 at ADDR; only for networks that hide addresses (NODE_RANK)
-#   --port PORT          where they meet (MASTER_PORT; default: 29400)
-#   --nproc N            ranks on this host (default: its GPUs, else 1)
-#   --max-restarts N     start all ranks again when one dies, so many times (MAX_RESTARTS; default: 0)
-#   --wait SECONDS       for the other hosts (default: 600)
+#   --hosts A,B,...      all hosts, in the same order everywhere; they meet at the first one (HOSTS)
+#   --master-addr ADDR   instead of --hosts, with --nnodes: the host where they meet (MASTER_ADDR)
+#   --nnodes N           the number of hosts (NNODES)
+#   --node-rank N        the number of this host, 0 at ADDR; only if the network translates addresses (NODE_RANK)
+#   --port PORT          the port where they meet (MASTER_PORT; default: 29400)
+#   --nproc N            the number of ranks on this host (default: its number of GPUs, or 1)
+#   --max-restarts N     how often to start all ranks again after one has died (MAX_RESTARTS; default: 0)
+#   --wait SECONDS       how long to wait for the other hosts (default: 600)
 #   --dry-run            print the command and stop
 #
-# The run's folder (--output) must be shared by the hosts. --resume auto is given, so that a restart, or the same
-# line run again, goes on at the last checkpoint; a --resume of your own replaces it.
-# Hosts with several networks: set NCCL_SOCKET_IFNAME (GPUs) or GLOO_SOCKET_IFNAME (CPUs) to the interface.
-# Environment: the names in brackets, and PYTHON. Exit codes: those of scripts/train.sh.
+# All hosts must share the run's folder (--output). The script adds --resume auto, so a restart, or the same command
+# run again, continues from the last checkpoint. Your own --resume replaces it.
+# If a host has several networks, set NCCL_SOCKET_IFNAME (GPUs) or GLOO_SOCKET_IFNAME (CPUs) to the interface.
+# Environment: the names in brackets, and PYTHON. Exit codes: the same as scripts/train.sh.
 set -euo pipefail
 
 fail() {
@@ -74,8 +74,8 @@ if [ -n "$hosts" ]; then
 fi
 [ -n "$master" ] && [ -n "$nnodes" ] || fail "say which hosts: --hosts A,B, or --master-addr A --nnodes 2"
 
-# The address by which this host reaches the first one is that by which the others reach it: unlike its name, it
-# needs no DNS. The first host reaches itself by the very address.
+# Find the address from which this host reaches the first one. The other hosts can reach it there (--local-addr), and
+# unlike its name the address needs no DNS. If it is the first host's own address, this host is the first one.
 found=$("$python" -c '
 import socket, sys
 try:

@@ -1,4 +1,4 @@
-"""JPEGs for the tests: photo-like noise, encoded by Pillow."""
+"""JPEGs for the tests: photo-like noise encoded by Pillow, and unusual files encoded by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def make_pixels(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """uint8 HWC noise whose spectrum falls off as a photo's does, with colour."""
+    """Coloured uint8 HWC noise with the spectrum of a photo."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     amplitude = np.maximum(frequency, 0.5 / max(width, height)) ** -1.2
@@ -31,9 +31,9 @@ def make_jpeg(width: int, height: int, seed: int = 0, *, mode: str = "RGB", **op
 
 
 def decode(data: bytes, scale: int = 1) -> np.ndarray:
-    """Pixels of libjpeg-turbo through Pillow, as they are stored; shrunk by `scale` in the DCT."""
+    """Decode with libjpeg-turbo through Pillow, without colour conversion; `scale` shrinks in the DCT."""
     image = Image.open(io.BytesIO(data))
-    if scale > 1:  # what Image.draft does, for just this scale
+    if scale > 1:  # what Image.draft does, but for exactly this scale
         codec, _, offset, options = image.tile[0]
         image._size = (-(-image.width // scale), -(-image.height // scale))
         image.tile = [(codec, (0, 0, *image._size), offset, options)]
@@ -57,10 +57,10 @@ def make_odd_jpeg(
     frame: int = 0xC0,
     ac_at: int | None = None,
 ) -> bytes:
-    """A sequential JPEG of random coefficients: any sampling, any scans, tables defined anew for every scan.
+    """A sequential JPEG of random coefficients, with any sampling and scans. Every scan has its own tables.
 
-    factors: (h, v) by component. fill: fill bytes before every marker. ac_at: the only AC coefficient that
-    blocks have; it is 1, 0 or -1.
+    factors: (h, v) of each component. fill: how many fill bytes come before every marker. ac_at: the only AC
+    coefficient that is not always 0; it is 1, 0 or -1.
     """
     rng = np.random.default_rng(seed)
     h_max, v_max = max(h for h, _ in factors), max(v for _, v in factors)
@@ -114,7 +114,7 @@ def _random_blocks(rng: np.random.Generator, rows: int, columns: int, ac_at: int
 
 
 def _mcus(scan, factors, planes, width, height) -> list[list[tuple[int, np.ndarray]]]:
-    """By MCU its blocks: (component, coefficients)."""
+    """For each MCU its blocks: (component, coefficients)."""
     h_max, v_max = max(h for h, _ in factors), max(v for _, v in factors)
     if len(scan) == 1:
         h, v = factors[scan[0]]
@@ -134,7 +134,7 @@ def _mcus(scan, factors, planes, width, height) -> list[list[tuple[int, np.ndarr
 
 
 def _encode(mcus, symbols) -> bytes:
-    """Codes of 4 bits (DC) and 8 bits (AC), in the order of `symbols`."""
+    """Huffman codes of 4 bits (DC) and 8 bits (AC), in the order of `symbols`."""
     dc = {symbol: f"{code:04b}" for code, symbol in enumerate(symbols[0].tolist())}
     ac = {symbol: f"{code:08b}" for code, symbol in enumerate(symbols[1].tolist())}
     bits, last = [], {}

@@ -11,7 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for main.py
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["main", "tyro"])
+# What main.py imports when it runs. A name that cannot be imported is passed over.
+CONTEXT.set_forkserver_preload(
+    ["main", "imagelmdb.train.engine", "imagelmdb.train.report", "imagelmdb.data.loader"]
+)
 
 
 class Ranks:

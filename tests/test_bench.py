@@ -1,4 +1,4 @@
-"""python -m imagelmdb bench: files against store, with figures that belong together."""
+"""imagelmdb bench: files against their store, both timed on the same images."""
 
 import subprocess
 import sys

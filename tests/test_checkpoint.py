@@ -1,4 +1,4 @@
-"""Checkpoints are whole, plain, kept as asked, and refused where they do not fit."""
+"""Checkpoints are complete and plain, are kept as asked, and are refused if they do not fit."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_a_write_cut_short_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def test_it_keeps_last_best_and_the_last_k_epochs(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = Checkpoints(Config(output=str(tmp_path), keep_checkpoints=2))
     for epoch in range(4):
         checkpoints.write({"step": epoch}, epoch=epoch, best=epoch == 1)
     checkpoints.write({"step": 9})
@@ -41,7 +41,7 @@ def test_it_keeps_last_best_and_the_last_k_epochs(tmp_path):
 
 def test_a_run_anew_in_a_folder_keeps_its_own_epochs(tmp_path):
     for epoch in (7, 0, 1):
-        Checkpoints(tmp_path, keep=1).write({"step": epoch}, epoch=epoch)
+        Checkpoints(Config(output=str(tmp_path))).write({"step": epoch}, epoch=epoch)
     assert sorted(p.name for p in tmp_path.glob("epoch*")) == ["epoch-0001.pt", "epoch-0007.pt"]
 
 
@@ -50,30 +50,31 @@ def test_a_run_leaves_no_last_checkpoint_but_the_one_it_goes_on_from(tmp_path):
         save({"step": 3}, tmp_path / "last.pt")
         save({"step": 2}, tmp_path / "previous.pt")
         save({"step": 1}, tmp_path / "epoch-0000.pt")
-        note = Checkpoints(tmp_path).begin(start and tmp_path / start)
+        note = Checkpoints(Config(output=str(tmp_path))).begin(start and tmp_path / start)
         return note, {file.stem: load(file)["step"] for file in tmp_path.iterdir()}
 
     kept = {"last": 3, "previous": 2, "epoch-0000": 1}
     assert begin("last.pt") == ("", kept)
     for start in (None, "epoch-0000.pt"):
         note, left = begin(start)
-        assert note.endswith("is now previous.pt") and left == {"previous": 3, "epoch-0000": 1}
+        assert "to previous.pt" in note and left == {"previous": 3, "epoch-0000": 1}
     note, left = begin("previous.pt")
-    assert note.endswith("goes on from previous.pt") and left == {"previous": 2, "epoch-0000": 1}
-    assert Checkpoints(tmp_path / "none").begin(None) == ""
+    assert "goes on from previous.pt" in note and left == {"previous": 2, "epoch-0000": 1}
+    assert Checkpoints(Config(output=str(tmp_path / "none"))).begin(None) == ""
 
 
 def test_the_interval_in_steps_and_minutes(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    checkpoints = Checkpoints(tmp_path, every_steps=3, every_minutes=2)
+    config = Config(output=str(tmp_path), checkpoint_steps=3, checkpoint_minutes=2)
+    checkpoints = Checkpoints(config)
     assert [step for step in range(1, 8) if checkpoints.due_by_step(step)] == [3, 6]
     assert not checkpoints.due_by_time()
     now[0] += 120
     assert checkpoints.due_by_time()
     checkpoints.write({})
     assert not checkpoints.due_by_time()
-    assert not Checkpoints(tmp_path).due_by_step(1)
+    assert not Checkpoints(Config(output=str(tmp_path))).due_by_step(1)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
@@ -133,7 +134,7 @@ def test_options_of_the_command_line_win_over_the_checkpoints_and_a_line_says_so
     assert config.workers == given.workers
     assert lines == [
         "the command line changes: lr 0.4 -> 0.2",
-        "the checkpoint's options hold against those of recipe.yaml: mixup 0.0 (not 0.3), epochs 5 (not 7)",
+        "the checkpoint overrules recipe.yaml: mixup 0.0 (not 0.3), epochs 5 (not 7)",
     ]
 
 
@@ -141,7 +142,7 @@ def test_a_checkpoint_of_another_architecture_than_asked_for_is_refused(tmp_path
     options = describe_options(Config(arch="resnet18", train="T", val="V"))
     save({"config": options, "step": 3, "progress": {"epoch": 0}}, tmp_path / "last.pt")
     config = Config(arch="resnet50", train="T", val="V", resume=str(tmp_path / "last.pt"))
-    with pytest.raises(UserError, match="resnet18, not --arch resnet50"):
+    with pytest.raises(UserError, match="of resnet18, not of --arch resnet50"):
         find_start(config, frozenset({"arch"}))
     assert find_start(config, frozenset())[0].arch == "resnet18"
 
@@ -154,7 +155,7 @@ def test_nothing_to_evaluate_is_a_mistake(tmp_path):
 
 def test_other_classes_than_the_checkpoints_are_refused():
     check_classes(["a", "b"], ["a", "b"])
-    with pytest.raises(UserError, match="2 classes, the data 3"):
+    with pytest.raises(UserError, match="2 classes, and the data has 3"):
         check_classes(["a", "b"], ["a", "b", "c"])
-    with pytest.raises(UserError, match="class 1 of the checkpoint is 'b', of the data 'x'"):
+    with pytest.raises(UserError, match="class 1 is 'b' in the checkpoint and 'x' in the data"):
         check_classes(["a", "b"], ["a", "x"])

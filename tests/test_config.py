@@ -1,4 +1,4 @@
-"""Options: defaults < YAML < command line; a mistake is one line that names the way out."""
+"""Options: the command line wins over YAML, and YAML over the defaults; a mistake is one line."""
 
 import dataclasses
 import subprocess
@@ -42,17 +42,17 @@ def test_the_habits_of_pytorch_examples_work_as_written():
 def test_without_workers_a_rank_has_four_or_as_many_as_it_may_use_cores(
     tmp_path, monkeypatch, cores, default
 ):
-    monkeypatch.setattr("imagelmdb.config.count_cores", lambda: cores)
+    monkeypatch.setattr("imagelmdb.parallel.count_cores", lambda: cores)
     config, _ = parse_config(DATA)
     assert config.loader_workers == default
     save_config(config, tmp_path / "config.yaml")
-    monkeypatch.setattr("imagelmdb.config.count_cores", lambda: 3)  # on another machine
+    monkeypatch.setattr("imagelmdb.parallel.count_cores", lambda: 3)  # on another machine
     assert parse_config(["--config", str(tmp_path / "config.yaml")])[0].loader_workers == 3
     for given in (0, 9):
         assert parse_config([*DATA, "-j", str(given)])[0].loader_workers == given
 
 
-def test_options_are_recognised_as_set_in_each_spelling():
+def test_an_option_counts_as_set_in_each_spelling():
     _, explicit = parse_config(
         [*DATA, "-b256", "--lr=0.3", "--train_size", "96", "--no-tf32", "--rank", "-1"]
     )
@@ -64,17 +64,18 @@ def test_options_are_recognised_as_set_in_each_spelling():
     [
         ("--epocs 3", "unknown option --epocs: did you mean --epochs?"),
         ("--no-lmbd", "unknown option --no-lmbd: did you mean --no-lmdb?"),
-        ("--epochs three", "--epochs: invalid literal for int"),
-        ("--epochs", "Missing value for argument '--epochs'"),
-        ("--amp fp32", "'fp32' for argument '--amp'. Expected one of ('off', 'bf16', 'fp16')"),
+        ("--epochs three", "--epochs: invalid int value: 'three'"),
+        ("--epochs", "--epochs: expected one argument"),
+        ("--amp fp32", "--amp: invalid choice: 'fp32' (choose from "),
         ("--lmdb yes", "unexpected argument yes"),
+        ("--lmdb=yes", "--lmdb/--no-lmdb: ignored explicit argument 'yes'"),
         ("--batch-size 0", "--batch-size 0 is below 1"),
         ("--label-smoothing 1.5", "--label-smoothing 1.5 is above 1"),
         ("--lr nan", "--lr nan is not a number"),
         ("--warmup-epochs 90", "--warmup-epochs 90 fills --epochs 90"),
         ("--nesterov --momentum 0", "--nesterov needs --momentum"),
         ("--start-size 160", "--start-size needs --grow-until"),
-        ("--scale 1 0.08", "--scale (1.0, 0.08) runs backwards"),
+        ("--scale 1 0.08", "--scale (1.0, 0.08): the first number is above the second"),
         ("--export model.pt", "must end in .pt2 or .onnx"),
         ("--evaluate --export model.pt2", "--export with --evaluate needs the checkpoint"),
         ("--config missing.yaml", "--config missing.yaml: No such file"),
@@ -94,7 +95,8 @@ def test_the_line_has_no_colours_and_no_frame_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "50")
     with pytest.raises(UserError) as error:
         parse_config([*DATA, "--checkpoint-minutes", "many"])
-    assert str(error.value) == "Error parsing --checkpoint-minutes: could not convert string to float: 'many'"
+    message = "argument --checkpoint-minutes: invalid float value: 'many' (see main.py --help)"
+    assert str(error.value) == message
 
 
 def test_missing_images_are_one_line():
@@ -111,6 +113,8 @@ def test_missing_images_are_one_line():
     ("text", "message"),
     [
         ("epocs: 3", "unknown key 'epocs': did you mean epochs?"),
+        ("learning_rate: 3", "unknown key 'learning_rate': did you mean lr?"),
+        ("zzz: 3", "unknown key 'zzz'; main.py --help lists them all"),
         ("epochs: 1.5", "epochs: 1.5 is not of type int"),
         ("epochs: true", "epochs: True is not of type int"),
         ("lmdb: 1", "lmdb: 1 is not of type bool"),
@@ -119,7 +123,7 @@ def test_missing_images_are_one_line():
         ("betas: 0.9", "betas: 0.9 is not a list of 2"),
         ("base: a.yaml", "leads back to itself"),
         ("base: none.yaml", "none.yaml: No such file"),
-        ("[1, 2]", "holds no keys"),
+        ("[1, 2]", "has no keys"),
         ("a: [", "is not YAML"),
         ("config: other.yaml", "unknown key 'config'"),
     ],
@@ -132,7 +136,7 @@ def test_a_mistake_in_a_recipe_names_the_file_and_the_key(tmp_path, text, messag
     assert str(tmp_path) in str(error.value)
 
 
-def test_a_recipe_overrides_its_base_which_lies_beside_it(tmp_path):
+def test_a_recipe_overrides_its_base_in_the_same_folder(tmp_path):
     (tmp_path / "base.yaml").write_text("epochs: 9\nlr: 2\n")
     (tmp_path / "top.yaml").write_text("base: base.yaml\nepochs: 4\n")
     config, _ = parse_config(["--config", str(tmp_path / "top.yaml"), *DATA])
@@ -155,6 +159,6 @@ def test_help_fits_100_columns_and_says_what_batch_size_and_lr_mean():
     )  # fmt: skip
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 100
-    assert "images of a step over ALL ranks" in done.stdout
-    assert "belongs to the global batch" in done.stdout
+    assert "the images of one step over ALL ranks" in done.stdout
+    assert "peak learning rate for the global batch" in done.stdout
     assert all("--" + f.name.replace("_", "-") in done.stdout for f in dataclasses.fields(Config))

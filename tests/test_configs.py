@@ -12,7 +12,7 @@ from imagelmdb.data.augment import make_batch_augment, make_sample_transform
 from imagelmdb.train.loss import make_loss
 from imagelmdb.train.model import make_model
 from imagelmdb.train.optim import make_optimizer, set_lr
-from imagelmdb.train.schedule import make_schedule, size_at
+from imagelmdb.train.schedule import lr_at, size_at
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 CPU = torch.device("cpu")
@@ -34,7 +34,6 @@ def test_a_recipe_takes_two_steps(path):
     config = load(path)
     # The same family at the smallest depth: what a recipe does to a model does not depend on it.
     config = dataclasses.replace(config, arch=config.arch.replace("resnet50", "resnet18"))
-    schedule = make_schedule(config, steps_per_epoch=2)
     model = make_model(config, classes=CLASSES, device=CPU)
     optimizer = make_optimizer(config, model)
     loss_of = make_loss(config)
@@ -43,9 +42,9 @@ def test_a_recipe_takes_two_steps(path):
     images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
     labels = torch.arange(BATCH)
     before = [p.detach().clone() for p in model.parameters()]
-    for step in (schedule.total_steps // 2, schedule.total_steps // 2 + 1):
+    for step in (config.epochs, config.epochs + 1):
         batch = images if transform is None else torch.stack([transform(image) for image in images])
-        set_lr(optimizer, schedule.lr_at(step))
+        set_lr(optimizer, lr_at(config, step, steps_per_epoch=2))
         inputs, targets = augment(batch, labels)
         loss = loss_of(model(inputs), targets)
         optimizer.zero_grad()
@@ -90,8 +89,7 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults_or_its_base(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_recipes_rate_peaks_at_its_lr_once_and_its_sizes_end_at_the_training_size(path):
     config = load(path)
-    schedule = make_schedule(config, steps_per_epoch=100)
-    rates = [schedule.lr_at(step) for step in range(schedule.total_steps)]
+    rates = [lr_at(config, step, steps_per_epoch=100) for step in range(100 * config.epochs)]
     assert max(rates) == pytest.approx(config.lr)
     assert rates[int(config.warmup_epochs * 100)] == pytest.approx(config.lr)
     assert rates[-1] < config.lr / 50

@@ -1,4 +1,4 @@
-"""Crops of tiled JPEGs: the very pixels of the full decode, for every sampling and box."""
+"""Crops of tiled JPEGs have exactly the pixels of the decoded original, for every sampling and box."""
 
 import io
 import subprocess
@@ -17,14 +17,14 @@ from PIL import Image
 from torchvision.io import decode_jpeg
 
 from imagelmdb.jpeg.crop import crop_jpeg, cut_out, find_window
-from imagelmdb.jpeg.index import FILLER, INDEX_VERSION, make_index, parse_index
-from imagelmdb.jpeg.markers import JPEGError, parse, read_size
+from imagelmdb.jpeg.index import FILLER, INDEX_VERSION, ITEMS_AT, make_index, parse_index
+from imagelmdb.jpeg.markers import JPEGError, check_whole, parse
 from imagelmdb.jpeg.tile import tile_jpeg
 
 SCALES = (1, 1, 2, 4, 8)
 FACTORS = [
     [(1, 1)],  # grey
-    [(2, 2)],  # grey, with factors that a lone component ignores
+    [(2, 2)],  # grey; the factors of a single component mean nothing
     [(1, 1), (1, 1), (1, 1)],
     [(2, 1), (1, 1), (1, 1)],
     [(2, 2), (1, 1), (1, 1)],
@@ -47,7 +47,7 @@ def boxes(draw, width, height):
 
 
 def assert_crop_is_exact(tiled, full, box, scale):
-    """full: all of the image, decoded at that scale."""
+    """full: the whole image, decoded at that scale."""
     jpeg, x, y = crop_jpeg(tiled.data, tiled.index, box, scale=scale)
     crop = decode(jpeg, scale)
     left, top, width, height = box
@@ -71,7 +71,7 @@ def test_a_crop_of_one_pixel_is_exact_at_every_border_of_a_tile(factors):
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_a_crop_holds_the_pixels_of_the_full_decode(data):
+def test_a_crop_has_the_pixels_of_the_decoded_original(data):
     width, height = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 90))
     jpeg = make_jpeg(
         width,
@@ -125,7 +125,7 @@ WAVES = np.cos((2 * np.arange(480) + 1) * np.arange(8)[:, None] * np.pi / 16)  #
 RUNS_OF_8 = 11 * WAVES[3, :48, None] + 15 * WAVES[3, :48, None] * WAVES[2]  # coefficients 9 and 18
 FULL_BLOCKS = 20 * WAVES[7, :48, None] * WAVES[7]  # coefficient 63
 EXTREMES = {
-    "all AC coefficients behind a run of 8": encode(
+    "all AC coefficients after a run of 8 zeros": encode(
         (LEVELS + RUNS_OF_8).astype(np.uint8), qtables=[[20] * 64]
     ),
     "no EOB": encode((LEVELS + FULL_BLOCKS).astype(np.uint8), qtables=[[20] * 64]),
@@ -174,22 +174,22 @@ def test_an_image_near_libjpegs_largest_is_kept_whole():
 
 
 @pytest.mark.parametrize("kind", EXTREMES)
-def test_a_crop_has_just_the_bits_of_its_blocks(kind):
+def test_a_crop_has_exactly_the_bits_of_its_blocks(kind):
     tiled = tile_jpeg(EXTREMES[kind], 8)
     columns = [(left, 0, 1, tiled.height) for left in range(0, tiled.width, 4)]
     rows = [(0, top, tiled.width, 1) for top in range(0, tiled.height, 4)]
     for box in columns + rows:
         jpeg = crop_jpeg(tiled.data, tiled.index, box)[0]
-        tile_jpeg(bytes(jpeg))  # which refuses bits that are left over or missing
+        tile_jpeg(bytes(jpeg))  # raises if bits are missing or left over
 
 
-def test_a_crop_of_all_is_the_image_itself():
+def test_a_crop_of_the_whole_image_is_the_file_itself():
     for jpeg in EXTREMES.values():
         tiled = tile_jpeg(jpeg, 8)
         assert crop_jpeg(tiled.data, tiled.index, (0, 0, tiled.width, tiled.height)) == (tiled.data, 0, 0)
 
 
-def test_windows_of_many_images_are_cut_out_together_as_alone():
+def test_windows_cut_out_together_are_the_same_as_cut_out_alone():
     rng, windows, alone = np.random.default_rng(1), [], []
     files = [*EXTREMES.values(), *(make_odd_jpeg(67, 35, factors) for factors in FACTORS)]
     for jpeg in files:
@@ -206,7 +206,7 @@ def test_a_crop_is_smaller_and_keeps_only_its_tiles():
     tiled = tile_jpeg(make_jpeg(500, 375, subsampling=0), 64)
     jpeg, x, y = crop_jpeg(tiled.data, tiled.index, (200, 100, 100, 100))
     assert len(jpeg) < len(tiled.data) / 4
-    assert (x, y, *read_size(jpeg)) == (200 - 192 + 8, 4, 320 - 192 + 8, 104)
+    assert (x, y, *check_whole(jpeg)) == (200 - 192 + 8, 4, 320 - 192 + 8, 104)
 
 
 def test_a_crop_has_no_restart_markers():
@@ -240,7 +240,7 @@ def test_a_damaged_or_foreign_index_is_refused():
                 crop_jpeg(first.data, bytes(damaged), box)
 
 
-def test_an_image_other_than_the_indexs_is_refused():
+def test_the_index_of_another_image_is_refused():
     tiled = tile_jpeg(make_jpeg(100, 80))
     header = bytearray(tiled.data)
     header[30] ^= 1
@@ -261,7 +261,7 @@ def test_an_image_whose_items_would_be_too_long_is_not_cut():
     grid = parse_index(tile_jpeg(make_jpeg(4096, 8, subsampling=0), 64).index).grid
     tiles = np.arange(grid.tiles + 1)
     dc, codes = (tiles[:-1, None] % 2 * 2047).repeat(3, 1), np.zeros((2, FILLER + 1), np.uint32)
-    for bits, is_cut in ((1 << 24, True), (1 << 25, False)):  # of the half of the image that holds any
+    for bits, is_cut in ((1 << 24, True), (1 << 25, False)):  # only the first half of the image has any bits
         positions = np.minimum(tiles * bits, bits)
         assert bool(parse_index(make_index(grid, codes, positions, dc)).grid.tiles) == is_cut
 
@@ -270,6 +270,30 @@ def test_the_usual_index_takes_less_than_six_bytes_a_tile():
     index = tile_jpeg(make_jpeg(500, 375, subsampling=0, quality=96)).index
     grid = parse_index(index).grid
     assert len(index) < 6 * grid.tiles * grid.rows + 400
+
+
+def test_the_worked_example_of_the_tile_index_is_true():
+    """The numbers in the docstring of index.py."""
+    tiled = tile_jpeg(make_odd_jpeg(64, 16, [(1, 1)] * 3), 16)
+    index = parse_index(tiled.index)
+    assert (index.grid.tiles, index.grid.rows) == (4, 2)
+    assert (index.tile_bits, index.field_bits) == (275, (6, 7, 7, 7))
+    assert index.smallest == (-18, -59, -9, -59)
+    items = int.from_bytes(index.data[ITEMS_AT : index.codes_at], "little")
+    item = items >> 5 * 27
+    assert [item & 63, *(item >> shift & 127 for shift in (6, 13, 20))] == [15, 96, 23, 48]
+    assert (15 - 18 + 5 * 275, 96 - 59, 23 - 9, 48 - 59) == (1372, 37, 14, -11)
+
+
+def test_the_worked_example_of_glue_is_true():
+    """The bits in the docstring of glue.py."""
+    tiled = tile_jpeg(make_odd_jpeg(64, 16, [(1, 1)] * 3), 16)
+    jpeg, left, top = crop_jpeg(tiled.data, tiled.index, (20, 0, 8, 16))
+    assert (left, top, *check_whole(jpeg)) == (12, 0, 24, 16)
+    bits = "11101000001" + "1010010" * 6 + "010" + "0010111010" + "0000011010" + "0001"
+    glue = int(bits, 2).to_bytes(10, "big")
+    body = tiled.data[parse_index(tiled.index).grid.header_length :]
+    assert body[33:68] + glue + body[172:208] in jpeg
 
 
 def test_cropping_imports_no_numba():

@@ -8,9 +8,11 @@ import pytest
 import torch
 from stores import make_tree, write_store
 
+from imagelmdb.data.batches import TrainCrop
 from imagelmdb.data.loader import make_eval_loader, make_train_loader
-from imagelmdb.decode.dali import DaliLoader
-from imagelmdb.errors import BadImageError, UserError
+from imagelmdb.decode import make_decoder
+from imagelmdb.decode.dali import DaliDecoder
+from imagelmdb.errors import StoreError, UserError
 from imagelmdb.sample import make_odd_files
 from imagelmdb.store.reader import LMDBStore
 
@@ -32,18 +34,16 @@ def store(tree):
 
 
 def train_loader(path, **options):
-    defaults = {"batch_size": 12, "rank": 0, "world_size": 1, "seed": 5, "size": 32, "workers": 0}
-    return make_train_loader(path, **defaults | {"lmdb": path.suffix == ".lmdb"} | options)
+    return make_train_loader(path, **{"batch_size": 12, "seed": 5, "size": 32, "workers": 0} | options)
 
 
 def eval_loader(path, **options):
-    defaults = {"batch_size": 16, "rank": 0, "world_size": 1, "size": 28, "resize": 32, "workers": 0}
-    return make_eval_loader(path, **defaults | {"lmdb": path.suffix == ".lmdb"} | options)
+    return make_eval_loader(path, **{"batch_size": 16, "size": 28, "resize": 32, "workers": 0} | options)
 
 
-def on_dali(loader, *, workers=0, device_id=None):
-    """The same batches by DALI."""
-    return DaliLoader(loader.dataset, loader.size, workers=workers, device_id=device_id)
+def on_dali(make, path, **options):
+    """The loader with DALI's CPU backend."""
+    return make(path, decode=DaliDecoder(device_id=None), **options)
 
 
 def read(loader, epoch=0, **options):
@@ -68,20 +68,20 @@ def assert_close(ours, theirs):
 def test_images_labels_and_their_order_are_those_of_the_cpu_decode(tree, store, workers):
     for path in (tree, store):
         expected = train_loader(path)
-        loader = on_dali(expected, workers=workers)
+        loader = on_dali(train_loader, path, workers=workers)
         assert loader.classes == ["a", "b", "c"]
         assert loader.steps_per_epoch == 5 and loader.images_per_epoch == 60
         for epoch in range(2):
             assert_close(list(loader.epoch(epoch)), list(expected.epoch(epoch)))
         loader.close()
-        assert loader.decoded_on_cpu == 0
+        assert loader.decoder.decoded_on_cpu == 0
 
 
 @needs_dali
 @pytest.mark.parametrize("size", [32, 96])
 def test_crops_far_larger_and_smaller_than_their_images_are_resized_alike(store, size):
-    options = {"scale": (0.01, 0.05), "size": size, "hflip": 1.0}
-    assert_close(read(on_dali(train_loader(store, **options))), read(train_loader(store, **options)))
+    options = {"crop": TrainCrop(scale=(0.01, 0.05), hflip=1.0), "size": size}
+    assert_close(read(on_dali(train_loader, store, **options)), read(train_loader(store, **options)))
 
 
 @needs_dali
@@ -89,9 +89,9 @@ def test_crops_far_larger_and_smaller_than_their_images_are_resized_alike(store,
 def test_evaluation_has_every_image_once_and_a_short_last_batch(store, world_size):
     counts = []
     for rank in range(world_size):
-        expected = eval_loader(store, rank=rank, world_size=world_size, batch_size=30)
-        ours = read(on_dali(expected))
-        assert_close(ours, read(expected))
+        options = {"rank": rank, "world_size": world_size, "batch_size": 30}
+        ours = read(on_dali(eval_loader, store, **options))
+        assert_close(ours, read(eval_loader(store, **options)))
         counts.append([len(labels) for _, labels in ours])
     assert counts == ([[30, 30, 1]] if world_size == 1 else [[10, 10, 1], [10, 10], [10, 10]])
 
@@ -99,7 +99,7 @@ def test_evaluation_has_every_image_once_and_a_short_last_batch(store, world_siz
 @needs_dali
 def test_an_epoch_starts_at_any_step_also_after_one_that_was_left_early(store):
     whole = read(train_loader(store), 7)
-    loader = on_dali(train_loader(store), workers=1)
+    loader = on_dali(train_loader, store, workers=1)
     next(loader.epoch(3))
     assert_close(read(loader, 7, start_step=2), whole[2:])
 
@@ -107,20 +107,20 @@ def test_an_epoch_starts_at_any_step_also_after_one_that_was_left_early(store):
 @needs_dali
 def test_the_size_may_change_from_epoch_to_epoch(store):
     expected = train_loader(store)
-    loader = on_dali(expected)
+    loader = on_dali(train_loader, store)
     for epoch, size in enumerate([48, 24, None]):
         assert_close(list(loader.epoch(epoch, size=size)), list(expected.epoch(epoch, size=size)))
 
 
 @needs_dali
 def test_batches_stay_what_they_are_while_others_follow(store):
-    kept = [(images, images.clone()) for images, _ in on_dali(train_loader(store)).epoch(0)]
+    kept = [(images, images.clone()) for images, _ in on_dali(train_loader, store).epoch(0)]
     assert all(torch.equal(images, copy) for images, copy in kept)
 
 
 @needs_dali
 def test_threads_and_open_files_do_not_grow_with_epochs(store):
-    loader = on_dali(train_loader(store), workers=1)
+    loader = on_dali(train_loader, store, workers=1)
     counts = []
     for epoch in range(4):
         for _ in loader.epoch(epoch):
@@ -140,9 +140,9 @@ def test_other_formats_and_colours_are_decoded_by_the_cpu_and_counted(tree, tmp_
         (odd / f"{label}_{kind}" / "x.JPEG").write_bytes(files[kind].read_bytes())
         (odd / f"{label}_{kind}" / "y.JPEG").write_bytes((tree / "a" / f"{label}.JPEG").read_bytes())
     expected = eval_loader(odd, batch_size=3)
-    loader = on_dali(expected, workers=workers)
+    loader = on_dali(eval_loader, odd, batch_size=3, workers=workers)
     assert_close(read(loader), read(expected))
-    assert loader.decoded_on_cpu == 2
+    assert loader.decoder.decoded_on_cpu == 2
 
 
 @needs_dali
@@ -152,10 +152,10 @@ def test_what_dali_refuses_is_decoded_by_the_cpu_and_counted_and_the_rest_by_dal
     data = file.read_bytes()
     file.write_bytes(data[:2] + b"\xff\x01" + data[2:])  # a marker without meaning, which libjpeg passes over
     expected = eval_loader(copy, batch_size=2)
-    loader = on_dali(expected)
+    loader = on_dali(eval_loader, copy, batch_size=2)
     with pytest.warns(UserWarning, match="the CPU decodes a batch that DALI cannot: nvImageCodec failure"):
         assert_close(list(loader.epoch(0)), list(expected.epoch(0)))
-    assert loader.decoded_on_cpu == 2
+    assert loader.decoder.decoded_on_cpu == 2
     with pytest.warns(UserWarning):
         assert_close(read(loader, 1), read(expected, 1))
 
@@ -170,8 +170,8 @@ def test_a_damaged_record_is_named_also_where_its_jpeg_decodes(tree, tmp_path, w
     data[at] ^= 4
     damaged = tmp_path / "damaged.lmdb"
     damaged.write_bytes(data)
-    loader = on_dali(eval_loader(damaged), workers=workers)
-    with pytest.raises(BadImageError, match=rf"key 00000037 \(index 37, {name}\) .* checksum differs"):
+    loader = on_dali(eval_loader, damaged, workers=workers)
+    with pytest.raises(StoreError, match=rf"key 00000037 \(index 37, {name}\) .* checksum differs"):
         read(loader)
 
 
@@ -181,36 +181,34 @@ def test_a_truncated_file_is_named_after_the_batches_before_it(tmp_path):
     file = copy / "a" / "4.JPEG"
     file.write_bytes(file.read_bytes()[:-700])
     batches = []
-    with pytest.raises(BadImageError, match=r"a/4.JPEG \(index 4, a/4.JPEG\) does not decode"):
-        for batch in on_dali(eval_loader(copy, batch_size=2)).epoch(0):
+    with pytest.raises(StoreError, match=r"a/4.JPEG \(index 4, a/4.JPEG\) does not decode"):
+        for batch in on_dali(eval_loader, copy, batch_size=2).epoch(0):
             batches.append(batch)
     assert len(batches) == 2
 
 
 @needs_dali
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"transform": torch.flip}, "a transform of single images needs them on the CPU"),
-        ({"dct_scale": True}, "dct_scale is an option of the CPU's decoder"),
-    ],
-)
-def test_options_of_the_cpu_decode_are_refused(store, options, message):
-    with pytest.raises(UserError, match=message):
-        on_dali(train_loader(store, **options))
+def test_a_transform_of_single_images_is_refused(store):
+    with pytest.raises(UserError, match="a transform of single images needs them on the CPU"):
+        on_dali(train_loader, store, transform=torch.flip)
+
+
+def test_options_of_the_cpu_decoder_are_refused():
+    with pytest.raises(UserError, match="dct_scale is an option of the cpu decoder"):
+        make_decoder("gpu", dct_scale=True)
 
 
 @needs_dali
 def test_a_raw_store_is_refused(tree, tmp_path):
     raw = write_store(tree, tmp_path / "raw.lmdb", encoding="raw")
-    with pytest.raises(UserError, match=r"raw.lmdb holds raw pixels"):
-        on_dali(train_loader(raw))
+    with pytest.raises(UserError, match=r"raw.lmdb has raw pixels"):
+        on_dali(train_loader, raw)
 
 
-def test_without_dali_the_pip_command_is_told(store, monkeypatch):
+def test_without_dali_the_message_has_the_pip_command(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(UserError, match="pip install nvidia-dali-cuda130") as caught:
-        on_dali(train_loader(store))
+        on_dali(train_loader, store)
     assert "\n" not in str(caught.value)
 
 
@@ -266,5 +264,5 @@ def test_a_truncated_file_is_named_on_the_gpu(tmp_path):
     copy = make_tree(tmp_path / "tree", {"a": 9})
     file = copy / "a" / "4.JPEG"
     file.write_bytes(file.read_bytes()[: len(file.read_bytes()) // 3])
-    with pytest.raises(BadImageError, match=r"a/4.JPEG"):
+    with pytest.raises(StoreError, match=r"a/4.JPEG"):
         read(eval_loader(copy, batch_size=2, decode="gpu"))

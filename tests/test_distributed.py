@@ -1,5 +1,7 @@
 """Ranks start, fail and stop together."""
 
+import errno
+import functools
 import os
 import signal
 import time
@@ -9,9 +11,11 @@ import pytest
 import torch
 from processes import Ranks, free_port, run_ranks
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import Diverged, Stopped, UserError, run_command
 from imagelmdb.train import board
-from imagelmdb.train.distributed import Diverged, Stopped, launch
+from imagelmdb.train.distributed import launch
+from imagelmdb.train.feed import Feed
+from imagelmdb.train.metrics import Meter
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Options:
 
 
 def start(work, options=None):
-    return launch(work, options or Options())
+    return run_command(functools.partial(launch, work, options or Options()))
 
 
 def sum_ranks(options, world):
@@ -46,7 +50,7 @@ def other_value_on_rank_1(options, world):
     world.check_same(world.rank, "sees another checkpoint")
 
 
-def mistake_amid_the_run(options, world):
+def mistake_during_the_run(options, world):
     if world.rank == 1:
         raise UserError("shard 3, key 00000017 is corrupt")
     while True:
@@ -71,14 +75,27 @@ def diverges(options, world):
 
 
 def steps_until_stopped(options, world):
+    meter = Meter(world, Feed([], world.device), capacity=1)
     for step in range(100_000):
-        if not world.board.may_begin(step):
+        meter.add(torch.zeros(()))
+        if meter.read(stop=world.stop_requested).stop:
             print("last step", step)
             raise Stopped("stopped")
-        world.sum_(torch.zeros(1))
         if step == 3:
             print("running", flush=True)
         time.sleep(0.001 * world.rank)
+
+
+def full_disk_on_rank_1(options, world):
+    if world.rank == 1:
+        raise OSError(errno.ENOSPC, "No space left on device", "last.pt")
+    world.sum_(torch.zeros(1))
+
+
+def bug_on_rank_1(options, world):
+    if world.rank == 1:
+        raise ZeroDivisionError("division by zero")
+    world.sum_(torch.zeros(1))
 
 
 def test_ranks_find_each_other_and_sum(tmp_path):
@@ -100,8 +117,8 @@ def test_a_mistake_of_one_rank_is_one_line_and_exit_code_2_on_all(tmp_path, work
     assert "".join(texts) == f"error: {text}\n"
 
 
-def test_a_mistake_amid_a_run_ends_the_ranks_that_wait_in_a_collective(tmp_path):
-    codes, texts = run_ranks(start, mistake_amid_the_run, size=2, output=tmp_path)
+def test_a_mistake_during_a_run_ends_the_ranks_that_wait_in_a_collective(tmp_path):
+    codes, texts = run_ranks(start, mistake_during_the_run, size=2, output=tmp_path)
     assert codes == [2, 2]
     assert texts[1] == "error: shard 3, key 00000017 is corrupt\n"
     assert "Traceback" not in texts[0]
@@ -111,6 +128,20 @@ def test_a_rank_that_never_comes_back_from_its_work_is_ended_by_its_board(tmp_pa
     codes, texts = run_ranks(start, mistake_while_the_other_hears_nothing, size=2, output=tmp_path)
     assert codes == [2, 2]
     assert "corrupt" in texts[0]
+
+
+def test_a_full_disk_on_one_rank_is_one_line_and_exit_code_4_on_all(tmp_path):
+    codes, texts = run_ranks(start, full_disk_on_rank_1, size=2, output=tmp_path)
+    assert codes == [4, 4]
+    assert texts[1] == "error: last.pt: No space left on device\n"
+    assert "Traceback" not in texts[0]
+
+
+def test_a_bug_on_one_rank_is_its_traceback_and_exit_code_1_on_all(tmp_path):
+    codes, texts = run_ranks(start, bug_on_rank_1, size=2, output=tmp_path)
+    assert codes == [1, 1]
+    assert "ZeroDivisionError: division by zero" in texts[1]
+    assert "ZeroDivisionError" not in texts[0] or "Traceback" not in texts[0]
 
 
 def test_a_killed_rank_leaves_none_behind(tmp_path):

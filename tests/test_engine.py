@@ -1,17 +1,24 @@
-"""A step is the published algorithm's; what surrounds it changes no number."""
+"""A step is that of the published algorithm, and nothing around it changes a number."""
 
 import copy
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torchvision
+from processes import run_ranks
 from torch import nn
 
-from imagelmdb.train.distributed import Diverged, Stopped
+from imagelmdb.config import Config
+from imagelmdb.errors import Diverged, Stopped
+from imagelmdb.train.checkpoint import Checkpoints, load
+from imagelmdb.train.distributed import launch
 from imagelmdb.train.engine import Trainer
 from imagelmdb.train.evaluate import evaluate
+from imagelmdb.train.resume import describe_options
 from imagelmdb.train.world import World
 
 CPU = torch.device("cpu")
@@ -33,10 +40,6 @@ def prepare(images, labels):
     return normalize(images), labels
 
 
-def step_rate(step):
-    return 0.1 * 0.1 ** (step // 5)
-
-
 def make_model():
     torch.manual_seed(0)
     return nn.Sequential(
@@ -44,11 +47,11 @@ def make_model():
     )
 
 
-def make_trainer(model, *, world=None, batch=8, steps=10, momentum=0.9, **options):
-    options = {"loss": nn.CrossEntropyLoss(), "prepare": prepare, "schedule": step_rate} | options
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=momentum, weight_decay=1e-4)
+def make_trainer(model, *, world=None, steps=10, prepare=prepare, **options):
+    """A trainer whose learning rate is 0.1 in the first epoch and 0.01 in the second."""
+    config = Config(**{"batch_size": 8, "lr": 0.1, "lr_step_epochs": 1} | options)
     world = world or World(dist.HashStore())
-    return Trainer(model, optimizer, world=world, batch_size=batch, steps_per_epoch=steps, **options)
+    return Trainer(config, model, prepare=prepare, steps_per_epoch=steps, world=world)
 
 
 def weights(model):
@@ -76,10 +79,13 @@ def test_ten_sgd_steps_equal_the_plain_loop_of_pytorch_examples():
         scheduler.step()
 
     readings = []
-    trainer = make_trainer(ours)
-    trainer.train_epoch(batches, read_every=1, on_reading=readings.append)
+    trainer = make_trainer(ours, steps=5, print_freq=1)
+    for epoch in range(2):
+        trainer.train_epoch(batches[5 * epoch : 5 * epoch + 5], on_reading=readings.append)
+        assert trainer.progress.loss == pytest.approx(sum(losses[5 * epoch : 5 * epoch + 5]) / 5, abs=1e-6)
+        trainer.progress = trainer.progress.next_epoch()
     assert [r.loss for r in readings] == pytest.approx(losses, abs=1e-6)
-    assert trainer.progress.loss == pytest.approx(sum(losses) / 10, abs=1e-6)
+    assert [r.lr for r in readings] == pytest.approx([0.1] * 5 + [0.01] * 5)
     assert torch.allclose(weights(ours), weights(plain), rtol=0, atol=1e-6)
     for name, buffer in plain.named_buffers():
         assert torch.allclose(ours.get_buffer(name), buffer, atol=1e-6), name
@@ -119,19 +125,23 @@ def test_the_first_step_whose_loss_is_not_finite_is_named(bad_step):
     def loss(outputs, targets):
         return outputs.sum() * (math.nan if next(steps) >= bad_step else 1e-6)
 
-    trainer = make_trainer(make_model(), loss=loss)
+    trainer = make_trainer(make_model(), print_freq=5)
+    trainer.loss = loss
     with pytest.raises(Diverged, match=rf"at step {bad_step} \(epoch 0, rank 0\)"):
-        trainer.train_epoch(make_batches(), read_every=5)
+        trainer.train_epoch(make_batches())
 
 
-def test_no_checkpoint_is_made_of_weights_that_are_not_finite():
+def test_no_checkpoint_is_made_of_weights_that_are_not_finite(tmp_path):
     model = make_model()
     trainer = make_trainer(model)
-    trainer.check_finite()
+    checkpoints = Checkpoints(Config(output=str(tmp_path)))
+    trainer.save_checkpoint(checkpoints)
+    good = (tmp_path / "last.pt").read_bytes()
     with torch.no_grad():
         model[0].weight[0, 0, 0, 0] = math.inf
-    with pytest.raises(Diverged):
-        trainer.check_finite()
+    with pytest.raises(Diverged, match="a weight is no longer finite"):
+        trainer.save_checkpoint(checkpoints)
+    assert (tmp_path / "last.pt").read_bytes() == good
 
 
 def test_every_step_draws_numbers_of_its_own_whatever_was_drawn_before():
@@ -150,35 +160,81 @@ def test_every_step_draws_numbers_of_its_own_whatever_was_drawn_before():
     assert len(set(draw(0))) == 10
 
 
-def test_an_interrupted_epoch_goes_on_as_if_never_stopped():
-    def run(trainer, start, stop_before=None):
-        if stop_before is not None:
-            trainer.world.board.may_begin = lambda step: step < stop_before
-        readings, state = [], {}
-        try:
-            trainer.train_epoch(
-                make_batches()[start:],
-                read_every=4,
-                on_reading=readings.append,
-                save=lambda: state.update(copy.deepcopy(trainer.state_dict())),
-            )
-        except Stopped as stopped:
-            assert f"after step {stop_before}" in str(stopped)
-        return state
+def stop_after(trainer, steps):
+    """A hook that makes the trainer's rank hear a signal after so many steps."""
+    taken = itertools.count(1)
 
-    options = {"ema_decay": 0.9, "amp": "fp16"}
+    def after_step():
+        if next(taken) == steps:
+            trainer.world.request_stop()
+
+    return after_step
+
+
+def test_an_interrupted_epoch_goes_on_as_if_never_stopped(tmp_path):
+    options = {"ema_decay": 0.9, "amp": "fp16", "print_freq": 4, "output": str(tmp_path)}
     whole = make_trainer(make_model(), **options)
-    run(whole, 0)
+    whole.train_epoch(make_batches())
+
     first = make_trainer(make_model(), **options)
-    state = run(first, 0, stop_before=6)
+    checkpoints = Checkpoints(first.config, facts={"config": describe_options(first.config)})
+    with pytest.raises(Stopped, match="after step 6: the checkpoint is written"):
+        first.train_epoch(make_batches(), checkpoints=checkpoints, after_step=stop_after(first, 6))
+
     second = make_trainer(make_model(), **options)
-    second.load_state_dict(state)
+    second.load_state_dict(load(tmp_path / "last.pt"))
     assert second.step == 6
-    run(second, 6)
+    second.train_epoch(make_batches()[6:])
     assert torch.equal(weights(second.model), weights(whole.model))
     assert torch.equal(weights(second.evaluated), weights(whole.evaluated))
     assert second.progress.loss == whole.progress.loss
     assert second.step == whole.step == 10
+
+
+def test_one_rank_stops_at_the_next_step_however_rare_the_readings():
+    trainer = make_trainer(make_model(), print_freq=1000)
+    with pytest.raises(Stopped, match="after step 3"):
+        trainer.train_epoch(make_batches(), after_step=stop_after(trainer, 3))
+
+
+def train_a_rank(config, world):
+    trainer = make_trainer(make_model(), world=world, batch_size=16, print_freq=4)
+    after_step = stop_after(trainer, 6) if world.rank == 1 else lambda: None
+    trainer.train_epoch(make_batches(), after_step=after_step)
+
+
+def launch_a_rank():
+    return launch(train_a_rank, Config())
+
+
+def test_several_ranks_stop_together_at_the_next_reading_after_one_got_the_signal(tmp_path):
+    codes, texts = run_ranks(launch_a_rank, size=2, output=tmp_path)
+    assert codes == [75, 75]
+    assert texts[0].startswith("stopped by a signal after step 8")
+
+
+def test_progress_lines_come_every_so_many_steps_and_at_the_end_of_the_epoch():
+    readings = []
+    trainer = make_trainer(make_model(), print_freq=4)
+    trainer.train_epoch(make_batches(), on_reading=readings.append)
+    assert [reading.epoch_step for reading in readings] == [4, 8, 10]
+
+
+def test_checkpoints_are_written_at_the_steps_asked_for_and_change_no_number(tmp_path):
+    plain = make_trainer(make_model())
+    plain.train_epoch(make_batches())
+    saved = []
+
+    class Recorder(Checkpoints):
+        def write(self, state, **options):
+            saved.append(state["step"])
+
+    trainer = make_trainer(make_model(), checkpoint_steps=3, output=str(tmp_path))
+    readings = []
+    trainer.train_epoch(make_batches(), checkpoints=Recorder(trainer.config), on_reading=readings.append)
+    assert saved == [3, 6, 9]
+    assert readings[-1].loss == pytest.approx(plain.progress.loss, rel=1e-12)
+    assert torch.equal(weights(trainer.model), weights(plain.model))
 
 
 def test_a_loader_that_ends_early_is_an_error():
@@ -186,19 +242,21 @@ def test_a_loader_that_ends_early_is_an_error():
         make_trainer(make_model()).train_epoch(make_batches(7))
 
 
-def evaluate_all(model, inputs, labels, batch, **options):
-    batches = list(zip(inputs.split(batch), labels.split(batch), strict=True))
-    options = {"images": len(inputs)} | options
-    return evaluate(
-        model, batches, world=World(dist.HashStore()), normalize=normalize, classes=CLASSES, **options
+def evaluate_all(model, inputs, labels, batch, *, images=None, **options):
+    loader = SimpleNamespace(
+        epoch=lambda epoch: zip(inputs.split(batch), labels.split(batch), strict=True),
+        classes=[str(number) for number in range(CLASSES)],
+        images_per_epoch=images or len(inputs),
     )
+    config = Config(batch_size=batch, **options)
+    return evaluate(config, model, loader, world=World(dist.HashStore()), normalize=normalize)
 
 
 def test_evaluation_is_the_same_for_every_batch_size_and_padding():
     images, labels = (torch.cat(part)[:101] for part in zip(*make_batches(13), strict=True))
     model = make_model()
     results = [evaluate_all(model, images, labels, batch) for batch in (101, 16, 1)]
-    results.append(evaluate_all(model, images, labels, 16, pad_to=16))
+    results.append(evaluate_all(model, images, labels, 16, compile=True))
     assert len({(r.images, r.top1, r.top5) for r in results}) == 1
     assert all(r.loss == pytest.approx(results[0].loss, rel=1e-6) for r in results)
 

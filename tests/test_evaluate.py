@@ -1,4 +1,4 @@
-"""Every image is evaluated once: ranks, batches and where the images come from change no figure."""
+"""Every image is evaluated once. Ranks, batch sizes and the source of the images change no figure."""
 
 import json
 import re

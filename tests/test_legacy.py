@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagelmdb.data.imagefolder import ImageFolderLMDB
+from imagelmdb.data.datasets import ImageFolderLMDB
 from imagelmdb.data.loader import make_eval_loader
 from imagelmdb.errors import StoreError
 from imagelmdb.store.convert import convert

@@ -1,16 +1,25 @@
+import multiprocessing
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from processes import run_ranks
 from stores import make_tree, write_store
 from torchvision.transforms import v2
 
-from imagelmdb.data.loader import LoaderError, make_eval_loader, make_train_loader
-from imagelmdb.decode.libjpeg import decode
-from imagelmdb.errors import BadImageError, UserError
+from imagelmdb.data.batches import TrainCrop
+from imagelmdb.data.loader import make_eval_loader, make_train_loader
+from imagelmdb.data.store_loader import LoaderError
+from imagelmdb.decode import decode
+from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.plan import plan_eval
 from imagelmdb.store.reader import LMDBStore, find_local_shards
 
@@ -31,28 +40,12 @@ def shards(tree):
 
 
 def train_loader(path, **options):
-    defaults = {
-        "lmdb": True,
-        "batch_size": 12,
-        "rank": 0,
-        "world_size": 1,
-        "seed": 5,
-        "size": 32,
-        "workers": 0,
-    }
+    defaults = {"batch_size": 12, "seed": 5, "size": 32, "workers": 0}
     return make_train_loader(path, **defaults | options)
 
 
 def eval_loader(path, **options):
-    defaults = {
-        "lmdb": True,
-        "batch_size": 16,
-        "rank": 0,
-        "world_size": 1,
-        "size": 28,
-        "resize": 32,
-        "workers": 0,
-    }
+    defaults = {"batch_size": 16, "size": 28, "resize": 32, "workers": 0}
     return make_eval_loader(path, **defaults | options)
 
 
@@ -93,10 +86,10 @@ def test_batches_are_channels_last_uint8_with_int64_labels(store):
 def test_workers_ranks_shards_and_files_do_not_change_a_batch(tree, store, shards, options):
     options |= {"transform": noisy}
     expected = read(train_loader(store, **options), 3)
-    for workers, method in [(1, "fork"), (2, "fork"), (4, "fork")]:
-        assert_same(read(train_loader(store, workers=workers, start_method=method, **options), 3), expected)
+    for workers in (1, 2, 4):
+        assert_same(read(train_loader(store, workers=workers, **options), 3), expected)
     assert_same(read(train_loader(shards, **options), 3), expected)
-    assert_same(read(train_loader(tree, lmdb=False, **options), 3), expected)
+    assert_same(read(train_loader(tree, **options), 3), expected)
     for world_size in (2, 3):
         ranks = [
             read(train_loader(store, rank=r, world_size=world_size, **options), 3) for r in range(world_size)
@@ -108,8 +101,16 @@ def test_workers_ranks_shards_and_files_do_not_change_a_batch(tree, store, shard
         assert_same(merged, expected)
 
 
-def test_spawned_workers_give_the_same_batches_and_live_through_epochs_and_sizes(store):
-    loader, expected = train_loader(store, workers=1, start_method="spawn"), train_loader(store)
+@pytest.fixture
+def spawning():
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_spawned_workers_give_the_same_batches_and_live_through_epochs_and_sizes(store, spawning):
+    loader, expected = train_loader(store, workers=1), train_loader(store)
     for epoch, size, start_step in [(0, None, 0), (1, 48, 0), (1, None, 3)]:
         ours = [(i.clone(), x.clone()) for i, x in loader.epoch(epoch, start_step=start_step, size=size)]
         assert_same(ours, read_again(expected, epoch, size)[start_step:])
@@ -132,6 +133,36 @@ def test_batches_that_are_kept_are_not_written_over(store):
     kept = list(train_loader(store, workers=2, batch_size=3).epoch(0))
     assert_same(kept, read(train_loader(store, batch_size=3)))
     assert kept[0][0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_path_and_batch_size_are_enough(tree, store):
+    for path in (tree, store):
+        images, labels = next(make_train_loader(path, batch_size=4, workers=0).epoch(0))
+        assert images.shape == (4, 3, 224, 224) and labels.shape == (4,)
+        images, labels = next(make_eval_loader(path, batch_size=4, workers=0).epoch(0))
+        assert images.shape == (4, 3, 224, 224) and labels.shape == (4,)
+
+
+def print_share(path):
+    dist.init_process_group("gloo")
+    labels = [labels.tolist() for _, labels in make_eval_loader(path, batch_size=8, workers=0).epoch(0)]
+    print("share", [label for batch in labels for label in batch], flush=True)
+    dist.destroy_process_group()
+    return 0
+
+
+def test_ranks_of_torch_distributed_share_the_data_by_themselves(store, tmp_path):
+    codes, texts = run_ranks(print_share, store, size=2, output=tmp_path)
+    assert codes == [0, 0], texts
+    labels = LMDBStore(store).labels.tolist()
+    assert f"share {labels[::2]}" in texts[0] and f"share {labels[1::2]}" in texts[1]
+
+
+def test_lmdb_overrules_what_would_be_found_out(tree, store):
+    with pytest.raises(UserError, match="is a store: add --lmdb"):
+        train_loader(store, lmdb=False)
+    with pytest.raises(UserError, match="is not a store"):
+        train_loader(tree, lmdb=True)
 
 
 def test_epochs_and_seeds_differ(store):
@@ -172,7 +203,7 @@ def test_evaluation_sees_every_image_once_and_pads_nothing(tree, store, world_si
         assert loader.images_per_epoch == 61
         seen += [image.numpy().tobytes() for images, _ in read(loader) for image in images]
     assert sorted(seen) == expected
-    assert_same(read(eval_loader(tree, lmdb=False)), read(eval_loader(store, workers=2)))
+    assert_same(read(eval_loader(tree)), read(eval_loader(store, workers=2)))
 
 
 def test_a_rank_without_a_share_of_the_last_batch_yields_fewer(store):
@@ -189,14 +220,8 @@ def test_local_shards_are_read_where_they_lie(shards, tmp_path):
             os.link(shards / f"shard-{shard:05d}.lmdb", nodes[-1] / f"shard-{shard:05d}.lmdb")
     found = [find_local_shards(node) for node in nodes]
     assert found == [{0: 13, 2: 21}, {1: 27}]
-    options = {
-        "shuffle": "local",
-        "node_shards": found,
-        "world_size": 4,
-        "hflip": 0.0,
-        "scale": (1, 1),
-        "ratio": (1, 1),
-    }
+    crop = TrainCrop(scale=(1, 1), ratio=(1, 1), hflip=0.0)
+    options = {"shuffle": "local", "node_shards": found, "world_size": 4, "crop": crop}
     loaders = [train_loader(nodes[rank // 2], rank=rank, **options) for rank in range(4)]
     batches = [read(loader) for loader in loaders]
     assert [len(b) for b in batches] == [5] * 4
@@ -213,17 +238,33 @@ def test_a_corrupt_record_stops_the_run_and_is_named(tree, tmp_path, workers):
     data[at : at + 512] = bytes(512)  # as a disk loses a sector
     damaged = tmp_path / "damaged.lmdb"
     damaged.write_bytes(data)
-    with pytest.raises(BadImageError, match=rf"damaged.lmdb key 00000037 \(index 37, {name}\)") as caught:
+    with pytest.raises(StoreError, match=rf"damaged.lmdb key 00000037 \(index 37, {name}\)") as caught:
         read(eval_loader(damaged, workers=workers, size=32))
     assert "Traceback" not in str(caught.value)
 
 
 def test_a_file_that_went_away_is_named(tmp_path):
     tree = make_tree(tmp_path / "tree", {"a": 5})
-    loader = eval_loader(tree, lmdb=False)
+    loader = eval_loader(tree)
     (tree / "a" / "3.JPEG").unlink()
     with pytest.raises(UserError, match=r"cannot read .*a/3.JPEG: No such file"):
         read(loader)
+
+
+CAN_UNSHARE = shutil.which("unshare") and not subprocess.call(["unshare", "--mount", "true"])
+
+
+@pytest.mark.skipif(not CAN_UNSHARE, reason="needs root and Linux, to mount a small /dev/shm")
+def test_a_small_dev_shm_is_one_line_with_the_way_out(store):
+    script = (
+        "from imagelmdb.data.loader import make_train_loader\n"
+        f"make_train_loader({str(store)!r}, batch_size=60, workers=1)"
+    )
+    command = f'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} -c "$0"'
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", command, script], capture_output=True, text=True
+    )
+    assert re.search(r"UserError: no room for 27 MB of shared memory .*--shm-size", done.stderr), done.stderr
 
 
 def die(image):
@@ -233,7 +274,7 @@ def die(image):
 def test_a_dead_worker_stops_the_run_and_says_where(store):
     started = time.monotonic()
     with pytest.raises(
-        LoaderError, match=r"store.lmdb died; epoch 2, step 0 .* index \d+, .* key 000000\d\d"
+        LoaderError, match=r"store.lmdb died. .* epoch 2, step 0, .* index \d+, .* key 000000\d\d"
     ):
         read(train_loader(store, workers=1, transform=die), 2)
     assert time.monotonic() - started < 20

@@ -1,4 +1,4 @@
-"""The log of a run: what is written, what is shown, and that a resumed run repeats nothing."""
+"""The log of a run: what is written, what is shown, and that a resumed run writes nothing twice."""
 
 import importlib.util
 import io
@@ -10,6 +10,7 @@ import pytest
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
 from imagelmdb.train.log import Logger, read_log
+from imagelmdb.train.progress import Reading
 
 READING = {"loss": 2.5, "lr": 0.1, "images_per_sec": 1234.5, "data_wait": 0.02}
 EPOCH = {"train_loss": 2.0, "val_loss": 1.5, "val_top1": 45.678, "val_top5": 70.0, "val_images": 101}
@@ -26,7 +27,7 @@ def run(folder: Path, *, epochs: range, resume_step: int | None = None, cut: int
                 if cut is not None and step >= cut:
                     return
                 if step > (resume_step or 0):
-                    log.step(epoch=epoch, step=step, epoch_step=epoch_step, **READING)
+                    log.step(Reading(epoch=epoch, step=step, epoch_step=epoch_step, **READING))
             log.epoch(epoch=epoch, step=4 * epoch + 4, verdict="compute-bound", **EPOCH)
 
 
@@ -80,7 +81,7 @@ def test_a_loss_that_is_not_finite_is_null(tmp_path):
 def test_other_ranks_write_and_say_nothing(tmp_path, capsys):
     with Logger(Config(output=str(tmp_path / "run")), rank=1) as log:
         log.begin_epoch(0, steps=4)
-        log.step(epoch=0, step=2, epoch_step=2, **READING)
+        log.step(Reading(epoch=0, step=2, epoch_step=2, **READING))
         log.epoch(epoch=0, step=4, **EPOCH)
         log.say("hello")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The command line: what people bring works as written, and what cannot work is one line on every rank."""
+"""Commands that people know work as written, and a command that cannot work is one line on every rank."""
 
 import contextlib
 import json
@@ -52,6 +52,27 @@ def run_each(folder, ports, commands):
     return 0
 
 
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--lrr", "1"], 2), (["--epochs", "x"], 2)])
+def test_help_and_a_typo_answer_before_anything_heavy_is_imported(words, code):
+    """torch alone takes seconds to import. The modules are listed instead of timing the command."""
+    program = """
+import sys
+import main
+try:
+    code = main.main(sys.argv[1:])
+except SystemExit as end:
+    code = end.code
+print("heavy:", *{"torch", "torchvision", "timm", "numba", "lmdb", "PIL"} & sys.modules.keys())
+sys.exit(code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy:"
+    assert code == 0 or re.fullmatch(r"error: [^\n]+\n", done.stderr)
+
+
 def test_every_mistake_is_one_line_and_exit_code_2_on_every_rank(tmp_path, data):
     checkpoint = ["--resume", str(tmp_path / "run" / "last.pt"), "--output", str(tmp_path / "more")]
     (tmp_path / "no.pt").write_text("no checkpoint")
@@ -92,7 +113,7 @@ def test_every_mistake_is_one_line_and_exit_code_2_on_every_rank(tmp_path, data)
             assert "is a store: add --lmdb" in printed[0]
 
 
-def test_on_one_core_torch_has_nothing_to_say_of_the_default_workers(data, recwarn, capfd):
+def test_on_one_core_torch_does_not_warn_about_the_default_workers(data, recwarn, capfd):
     mine = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(mine)})
     try:
@@ -111,7 +132,7 @@ def test_files_and_their_store_end_in_identical_weights(tmp_path, data, capfd):
         torch.load(tmp_path / n / "last.pt", weights_only=True)["model"] for n in ("files", "store")
     )
     assert all(torch.equal(files[key], store[key]) for key in files)
-    assert "global batch 8 = 1 ranks x 8" in capfd.readouterr().out
+    assert "global batch 8 (ranks: 1, images on each: 8), peak learning rate 0.1" in capfd.readouterr().out
 
 
 def test_a_run_leaves_its_files_and_its_config_runs_again(tmp_path, data):
@@ -154,7 +175,7 @@ def test_dummy_needs_no_data(tmp_path, capfd):
     options = ["--dummy", "--dummy-images", "32", "--epochs", "1", "--output", str(tmp_path)]
     assert main.main([*TINY, *options]) == 0
     assert "compute-bound" in capfd.readouterr().out
-    assert "top-1</span>" not in (tmp_path / "report.html").read_text()  # an accuracy that nobody measured
+    assert "top-1</span>" not in (tmp_path / "report.html").read_text()  # no accuracy was measured
 
 
 def test_a_loss_that_is_not_finite_stops_all_ranks_and_keeps_the_last_good_checkpoint(tmp_path, data):
@@ -168,7 +189,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_keeps_the_last_good_check
     assert (tmp_path / "run" / "last.pt").read_bytes() == good
 
 
-def test_a_corrupt_image_amid_an_epoch_ends_all_ranks_with_its_name(tmp_path, data):
+def test_a_corrupt_image_during_an_epoch_ends_all_ranks_with_its_name(tmp_path, data):
     make_tree(tmp_path / "train", {"a": 16, "b": 16})
     (tmp_path / "train" / "b" / "3.JPEG").write_bytes(b"\xff\xd8 no image")
     options = [
@@ -187,7 +208,7 @@ def test_a_corrupt_image_amid_an_epoch_ends_all_ranks_with_its_name(tmp_path, da
     assert "Traceback" not in "".join(texts)
 
 
-def test_torchrun_ranks_and_their_workers_told_to_stop_leave_a_checkpoint(tmp_path, data):
+def test_torchrun_ranks_and_their_workers_leave_a_checkpoint_when_asked_to_stop(tmp_path, data):
     """The signal goes to the whole process group, as from SLURM, loader workers included."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", str(free_port()), str(ROOT / "main.py"), *TINY, *folders(data)]

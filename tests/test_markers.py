@@ -1,13 +1,12 @@
-"""What tiling takes and what it refuses, by header; sizes read in passing."""
+"""Which headers tiling accepts, and which it refuses."""
 
 import re
-import struct
 
 import numpy as np
 import pytest
 from jpegs import decode, make_jpeg, make_odd_jpeg
 
-from imagelmdb.jpeg.markers import JPEGError, parse, read_size
+from imagelmdb.jpeg.markers import JPEGError, check_whole, parse
 from imagelmdb.jpeg.tile import tile_jpeg
 
 COLOUR = [(1, 1)] * 3
@@ -55,7 +54,7 @@ def test_these_keep_their_pixels(name):
     data = TAKEN[name]
     tiled = tile_jpeg(data, 16)
     assert np.array_equal(decode(tiled.data), decode(data))
-    assert (tiled.width, tiled.height) == read_size(data) == read_size(tiled.data)
+    assert (tiled.width, tiled.height) == check_whole(data) == check_whole(tiled.data)
 
 
 def refused() -> dict[str, tuple[bytes, str]]:
@@ -83,14 +82,14 @@ def refused() -> dict[str, tuple[bytes, str]]:
         "rows left over": (replaced(plain, rb"\x08\0\x1e\0\x28", b"\x08\0\x10\0\x28"), "left over"),
         "no progressive end": (progressive[:last_scan] + b"\xff\xd9", "do not complete"),
         "no second scan": (two[: two.rindex(b"\xff\xc4\0\x1f")] + b"\xff\xd9", "no scan"),
-        "a scan twice": (make_odd_jpeg(40, 30, COLOUR, scans=[(0,), (1, 2), (0,)]), "or with two"),
+        "a scan twice": (make_odd_jpeg(40, 30, COLOUR, scans=[(0,), (1, 2), (0,)]), "no scan, or two"),
         "no Huffman table": (replaced(odd, rb"\xff\xc4\0\xc3", b"\xff\xfe\0\xc3"), "no Huffman table"),
         "no quantisation table": (replaced(plain, rb"\xff\xdb", b"\xff\xfe"), "no quantisation table"),
         "other steps for a later scan": (
             two[: two.rindex(b"\xff\xc4\0\x1f")] + segment + two[two.rindex(b"\xff\xc4\0\x1f") :],
             "changes between scans",
         ),
-        "junk between segments": (before(plain, 0xC4, b"junk"), "no marker where one is due"),
+        "junk between segments": (before(plain, 0xC4, b"junk"), "there should be a marker"),
         "FF FF 00": (replaced(plain, rb"\xff\0(?=.*\xff\xd9$)", b"\xff\xff\0"), "FF FF 00"),
         "a restart marker too many": (before(plain, 0xD9, b"\xff\xd0"), "restart markers"),
         "a restart marker too few": (
@@ -121,24 +120,24 @@ def test_the_markers_that_decide_the_colours_stay_and_others_go():
     assert (again.adobe[11], [part.identifier for part in again.components]) == (0, [97, 98, 99])
 
 
-def test_a_size_is_read_from_any_frame_without_the_rest():
-    for frame in (0xC0, 0xC1, 0xC2, 0xC9):
-        data = make_odd_jpeg(123, 45, COLOUR, frame=frame, fill=2)
-        assert read_size(memoryview(data)) == (123, 45)
-        assert read_size(data[: data.index(bytes((0xFF, frame))) + 20]) == (123, 45)
+@pytest.mark.parametrize("frame", [0xC0, 0xC1, 0xC2])
+def test_a_whole_file_is_recognised_by_its_frame_header_and_its_end(frame):
+    data = make_odd_jpeg(123, 45, COLOUR, frame=frame, fill=2)
+    assert check_whole(data) == (123, 45)
+    with pytest.raises(JPEGError, match="no EOI"):
+        check_whole(data[:-2])
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"\xff\xd8", b"GIF89a" + bytes(99), b"\xff\xd8" + b"\xff" * 99, b"\xff\xd8\0\0" + bytes(9)]
 )
-def test_what_has_no_size_is_refused(data):
+def test_a_file_without_a_frame_header_is_not_whole(data):
     with pytest.raises(JPEGError):
-        read_size(data)
+        check_whole(data)
 
 
-def test_a_size_of_zero_is_refused():
-    at = make_jpeg(40, 30).index(b"\xff\xc0") + 5
-    data = bytearray(make_jpeg(40, 30))
-    struct.pack_into(">H", data, at, 0)
-    with pytest.raises(JPEGError, match="40 x 0"):
-        read_size(bytes(data))
+@pytest.mark.parametrize("name", ["arithmetic", "lossless", "no height", "12 bits", "CMYK", "no EOI"])
+def test_the_quick_check_gives_the_same_reasons(name):
+    data, reason = REFUSED[name]
+    with pytest.raises(JPEGError, match="4 components" if name == "CMYK" else reason):
+        check_whole(data)

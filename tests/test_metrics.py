@@ -1,4 +1,4 @@
-"""Counts are exact for any split of the images over batches."""
+"""Totals are exact for any split of the images over batches, and readings for any split of the steps."""
 
 import math
 import time
@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from imagelmdb.train.feed import Feed
-from imagelmdb.train.metrics import Losses, Totals
+from imagelmdb.train.metrics import Meter, Totals
 from imagelmdb.train.progress import Progress, describe_bottleneck
 from imagelmdb.train.world import World
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def test_totals_are_those_of_all_images_at_once(batch):
     torch.manual_seed(0)
     outputs, labels = torch.randn(101, 11), torch.randint(11, (101,))
-    totals = Totals.zero(11, CPU)
+    totals = Totals(11, CPU)
     for part in zip(outputs.split(batch), labels.split(batch), strict=True):
         totals.add(*part)
     result = totals.reduce(World(dist.HashStore()))
@@ -34,20 +34,50 @@ def test_totals_are_those_of_all_images_at_once(batch):
 
 
 def test_top5_of_fewer_than_five_classes_is_everything():
-    totals = Totals.zero(3, CPU)
+    totals = Totals(3, CPU)
     totals.add(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
     assert totals.reduce(World(dist.HashStore())).top5 == 100
 
 
-def test_losses_are_read_once_and_name_each_that_is_not_finite():
-    losses = Losses(4, CPU)
+def make_meter(capacity=4):
+    return Meter(World(dist.HashStore()), Feed([], CPU), capacity=capacity)
+
+
+def test_a_meter_gives_each_loss_once_and_names_each_that_is_not_finite():
+    meter = make_meter()
     for value in (1.0, math.nan, 2.0, math.inf):
-        losses.add(torch.tensor(value))
-    means, extras, broken = losses.read(World(dist.HashStore()), 0.5)
-    assert means[0] == 1.0 and means[2] == 2.0
-    assert extras == [[0.5]]
-    assert broken == [(1, 0), (3, 0)]
-    assert len(losses) == 0
+        meter.add(torch.tensor(value))
+    measured = meter.read()
+    assert measured.losses[0] == 1.0 and measured.losses[2] == 2.0
+    assert measured.broken == [(1, 0), (3, 0)]
+    assert meter.read().losses == []
+
+
+@pytest.mark.parametrize("wishes", [{"save": True}, {"stop": True}, {"save": True, "stop": True}, {}])
+def test_a_reading_carries_the_wishes_of_the_ranks(wishes):
+    measured = make_meter().read(**wishes)
+    assert (measured.save, measured.stop) == ("save" in wishes, "stop" in wishes)
+
+
+def test_the_time_before_the_clock_is_restarted_does_not_count():
+    meter = make_meter()
+    time.sleep(0.05)
+    meter.restart_clock()
+    assert meter.read().seconds < 0.05
+
+
+def test_a_resumed_sum_of_losses_is_the_same_to_the_last_bit():
+    losses = torch.rand(9, generator=torch.Generator().manual_seed(0)).tolist()
+
+    def progress_of(*parts):
+        meter, progress = make_meter(capacity=9), Progress()
+        for part in parts:
+            for loss in part:
+                meter.add(torch.tensor(loss))
+            progress.add(meter.read(), batch_size=3)
+        return progress.loss_sum, progress.epoch_images
+
+    assert progress_of(losses) == progress_of(losses[:4], losses[4:])
 
 
 def test_the_feed_counts_the_time_it_waited():
@@ -68,7 +98,8 @@ def test_the_verdict_names_both_rates_and_what_to_try(monkeypatch):
     starved = Progress(seconds=10, wait_seconds=5, timed_images=20_000)
     assert describe_bottleneck(fed, workers=8, local_size=1, lmdb=True) == "compute-bound"
     assert describe_bottleneck(starved, workers=6, local_size=1, lmdb=False) == (
-        "data-bound: the loader gives 2,000 images/s, the model takes 4,000; try --workers 8"
+        "data-bound: the loader delivers 2,000 images/s, "
+        "the model could train on 4,000 images/s; try --workers 8"
     )
     assert "--lmdb" in describe_bottleneck(starved, workers=8, local_size=1, lmdb=False)
     assert "--max-size" in describe_bottleneck(starved, workers=8, local_size=1, lmdb=True)

@@ -1,4 +1,4 @@
-"""Models by name, and the changes that recipes make to them."""
+"""Models are found by name, and recipes change them as their papers say."""
 
 import math
 
@@ -25,13 +25,13 @@ def test_a_model_has_an_output_for_each_class(arch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arch": "resnet1"}, "resnet1 is no model of torchvision: did you mean resnet1"),
+        ({"arch": "resnet1"}, "resnet1 is not a torchvision model: did you mean resnet1"),
         ({"arch": "resnet26"}, "use timm:resnet26"),
-        ({"arch": "timm:resnet1"}, "timm:resnet1 is no model of timm: did you mean resnet1"),
-        ({"arch": "resnet18", "drop_path": 0.1}, "no stochastic depth; timm:resnet18 has"),
-        ({"arch": "timm:vgg11", "drop_path": 0.1}, "timm's vgg11 has no stochastic depth"),
-        ({"arch": "mobilenet_v2", "zero_init": True}, "--zero-init: mobilenet_v2 has no residual blocks"),
-        ({"arch": "squeezenet1_1", "loss": "bce", "prior_bias": True}, "ends in no linear layer"),
+        ({"arch": "timm:resnet1"}, "timm:resnet1 is not a timm model: did you mean resnet1"),
+        ({"arch": "resnet18", "drop_path": 0.1}, "does not support stochastic depth; try timm:resnet18"),
+        ({"arch": "timm:vgg11", "drop_path": 0.1}, "timm's vgg11 does not support stochastic depth"),
+        ({"arch": "mobilenet_v2", "zero_init": True}, "--zero-init: mobilenet_v2 has no residual block"),
+        ({"arch": "squeezenet1_1", "loss": "bce", "prior_bias": True}, "has no linear layer"),
     ],
 )
 def test_an_unfitting_model_is_one_line_with_the_way_out(options, message):

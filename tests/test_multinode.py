@@ -15,26 +15,27 @@ from processes import free_port
 ROOT = Path(__file__).parent.parent
 TINY = ["--lmdb", "-a", "timm:test_resnet", "--epochs", "2", "-b", "6", "-j", "1", "-p", "1"]
 TINY += ["--train-size", "32", "--val-size", "32", "--checkpoint-steps", "1"]
-SECONDS = 120  # for anything here to end
+SECONDS = 120  # the longest that a launch may take
 
-# Stands where the scripts look for main.py: the real one, and at the end a line about each rank's weights.
+# The scripts start this file as main.py. It runs the real one, then prints the rank's weights.
 MAIN = f"""
 import hashlib, os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import main
+from imagelmdb.train import model
 models = []
-make_model = main.make_model
-main.make_model = lambda *args, **more: models.append(make_model(*args, **more)) or models[0]
+make_model = model.make_model
+model.make_model = lambda *args, **more: models.append(make_model(*args, **more)) or models[0]
 code = main.main()
 if code == 0:
     state = b"".join(tensor.numpy().tobytes() for tensor in models[0].state_dict().values())
     line = " ".join(("rank", os.environ["RANK"], "ends with", hashlib.sha256(state).hexdigest()))
-    sys.stdout.write(line + os.linesep)  # at once, or two ranks' words would mix
+    sys.stdout.write(line + os.linesep)  # in one write, or the lines of two ranks would mix
     sys.stdout.flush()
 sys.exit(code)
 """
 
-# One task a node; signals go to the tasks, and the highest exit code is srun's.
+# A stand-in for srun: one task a node, signals go to the tasks, and it returns the highest exit code.
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 tasks=()
@@ -82,7 +83,7 @@ class Launched:
         return self.process.wait(SECONDS)
 
     def weights(self) -> dict[int, str]:
-        """rank -> digest of its final weights."""
+        """The digest of each rank's final weights."""
         assert self.code() == 0, self.text
         return {int(rank): digest for rank, digest in re.findall(r"rank (\d+) ends with (\w+)", self.text)}
 
@@ -93,7 +94,7 @@ class Launched:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End what is left of it; torchrun and srun hand SIGTERM's end on to their ranks."""
+        """End what still runs. torchrun and srun pass SIGTERM on to their ranks."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -185,7 +186,7 @@ def test_two_hosts_end_with_the_weights_of_one_machine(two_hosts, options, undis
             *["--wait", 60, *options, "--output", "runs/two_hosts"],
             GLOO_SOCKET_IFNAME=interface,
         )
-        for name, interface in reversed(two_hosts)  # the first host may well be the last to come
+        for name, interface in reversed(two_hosts)  # the first host may be the last to start
     ]
     weights = hosts[0].weights() | hosts[1].weights()
     assert weights == {0: undisturbed, 1: undisturbed}

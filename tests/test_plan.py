@@ -34,7 +34,7 @@ def test_boxes_have_torchvisions_distribution(size):
     assert abs(flips.mean() - 0.5) < 0.01
 
 
-def test_where_no_box_fits_the_fallback_is_torchvisions():
+def test_if_no_box_fits_the_fallback_is_torchvisions():
     for size in [(1000, 10), (10, 1000), (1, 1), (100, 80)]:
         scale = (4.0, 5.0) if size == (100, 80) else SCALE
         if size == (1, 1):
@@ -45,7 +45,7 @@ def test_where_no_box_fits_the_fallback_is_torchvisions():
         assert np.array_equal(ours, theirs)
 
 
-def test_boxes_lie_inside_the_image():
+def test_boxes_are_inside_the_image():
     sizes = np.random.default_rng(0).integers(1, 60, (20_000, 2))
     boxes, _ = plan_train(0, 0, np.arange(20_000), sizes)
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
@@ -55,7 +55,7 @@ def test_boxes_lie_inside_the_image():
     assert (boxes[:, :2] + boxes[:, 2:] <= sizes).all()
 
 
-def test_any_slice_of_the_plan_is_the_whole_plans():
+def test_any_slice_of_the_plan_can_be_computed_alone():
     sizes = np.tile((500, 375), (1000, 1))
     boxes, flips = plan_train(1, 2, np.arange(1000), sizes)
     rows = np.array([999, 3, 500])

@@ -1,4 +1,4 @@
-"""--export and --profile: files that stand without this package."""
+"""--export and --profile write files that others can read without this package."""
 
 import dataclasses
 import gzip
@@ -59,36 +59,37 @@ def test_what_is_missing_for_an_export_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_profile_traces_its_steps_and_no_others(tmp_path):
-    profiler = Profiler(tmp_path, steps=3)
-    for step in range(SKIPPED_STEPS + 6):
-        with torch.profiler.record_function(f"step_{step}_"):
-            torch.ones(2).add(1)
-        profiler.after_step()
-        assert profiler.path.exists() == (step >= SKIPPED_STEPS + 2)
-    profiler.close()
+    with Profiler(tmp_path, steps=3) as profiler:
+        for step in range(SKIPPED_STEPS + 6):
+            with torch.profiler.record_function(f"step_{step}_"):
+                torch.ones(2).add(1)
+            profiler.after_step()
+            assert profiler.path.exists() == (step >= SKIPPED_STEPS + 2)
     trace = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))
     names = {event["name"] for event in trace["traceEvents"]}
     traced = [step for step in range(SKIPPED_STEPS + 6) if f"step_{step}_" in names]
     assert traced == [SKIPPED_STEPS, SKIPPED_STEPS + 1, SKIPPED_STEPS + 2]
 
 
-def test_a_run_that_ends_early_still_has_its_trace_and_without_steps_there_is_none(tmp_path):
-    profiler = Profiler(tmp_path, steps=100)
-    for _ in range(SKIPPED_STEPS + 2):
-        torch.ones(2).add(1)
-        profiler.after_step()
-    profiler.close()
-    assert profiler.path.exists()
-    profiler = Profiler(tmp_path / "none", steps=0)
-    for _ in range(10):
-        profiler.after_step()
-    profiler.close()
-    assert not profiler.path.exists()
+def profile_steps(folder, *, steps, taken):
+    with Profiler(folder, steps=steps) as profiler:
+        for _ in range(taken):
+            torch.ones(2).add(1)
+            profiler.after_step()
+    return profiler.path.exists()
 
 
-def test_a_run_too_short_for_a_trace_says_so(tmp_path, capsys):
-    profiler = Profiler(tmp_path, steps=3)
-    profiler.after_step()
-    profiler.close()
+def test_a_run_that_ends_early_still_has_its_trace(tmp_path, capsys):
+    assert profile_steps(tmp_path, steps=100, taken=SKIPPED_STEPS + 2)
+    assert "no trace" not in capsys.readouterr().out
+
+
+def test_without_steps_to_profile_there_is_no_trace(tmp_path, capsys):
+    assert not profile_steps(tmp_path, steps=0, taken=10)
+    assert "no trace" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("taken", [0, 1, SKIPPED_STEPS - 1])
+def test_a_run_too_short_for_a_trace_says_so(tmp_path, capsys, taken):
+    assert not profile_steps(tmp_path, steps=3, taken=taken)
     assert "--profile: no trace" in capsys.readouterr().out
-    assert not profiler.path.exists()

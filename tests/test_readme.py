@@ -1,7 +1,7 @@
-"""Every shell block of the README: its options exist, and it runs, in order, on a small sample.
+"""Every shell block of the README: its options exist, and the blocks run in order on a small sample.
 
-What needs more than a CPU is marked there (scripts/readme_commands.py) and only read. In what is run,
-/imagenet is the sample, and trainings are made small by further options.
+A block that needs more than a CPU is marked in the README (scripts/readme_commands.py) and only read. In the
+other blocks, /imagenet is the sample, and more options make the trainings small.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import folder2lmdb
-from imagelmdb import __main__ as store_commands
+from imagelmdb import __main__ as commands
 from imagelmdb.config import parse_config
 from imagelmdb.errors import UserError
 from imagelmdb.sample import make_tree
@@ -27,7 +27,7 @@ SMALL = (
 )
 TRAINS = re.compile(r"\bmain\.py|scripts/train(_multinode)?\.sh")
 TESTED_ELSEWHERE = re.compile(r"scripts/(test|quickstart)\.sh")  # by CI itself, and in test_scripts.py
-ANYWHERE = ["--train", "T", "--val", "V"]  # quickstart.sh gives them itself
+ANYWHERE = ["--train", "T", "--val", "V"]  # quickstart.sh adds them itself
 
 
 def read_blocks():
@@ -46,27 +46,31 @@ def read_lines(text):
     return [line for line in lines if line.strip()]
 
 
-def check_options(line, monkeypatch):
-    """The command's options against the parser that will read them; no word for programs of others."""
+def check_options(line):
+    """Parse the command's options as it will do itself; other people's programs are skipped."""
     words = shlex.split(line.replace("%a", "0"))
     for position, word in enumerate(words):
         after = words[position + 1 :]
         name = word.rpartition("/")[2]
         if name == "main.py":
             return parse_config(after)
-        if word == "folder2lmdb.py" or after[:1] == ["convert"]:
-            return check_parser(folder2lmdb, after[after[:1] == ["convert"] :], monkeypatch)
-        if (word, after[:1]) == ("-m", ["imagelmdb"]) or after[:1] == ["store"]:
-            return check_parser(store_commands, after[1:], monkeypatch)
-        if word == "imagelmdb" and "run" in words[:position]:  # docker run ... imagelmdb OPTIONS
+        if word == "folder2lmdb.py":
+            return folder2lmdb.make_parser().parse_args(after)
+        if word == "imagelmdb" and "run" in words[:position]:  # docker run ... imagelmdb ARGUMENTS
+            if after[:1] == ["store"]:
+                return commands.make_parser().parse_args(after[1:])
+            if after[:1] == ["convert"]:
+                return commands.make_parser().parse_args(after)
             return parse_config(after)
+        if word == "imagelmdb" and words[:position] in ([], ["python", "-m"]):
+            return commands.make_parser().parse_args(after)
         if name in ("train.sh", "train_multinode.sh", "train_docker.sh", "train.slurm", "quickstart.sh"):
             rest = without_own(ROOT / "scripts" / name, after)
             return parse_config([*(ANYWHERE if name == "quickstart.sh" else []), *rest])
         if name == "convert_imagenet.sh":
             files = without_own(ROOT / "scripts" / name, after)
             assert len(files) >= 4, line
-            return check_parser(folder2lmdb, ["--dataset", files[0], "-o", *files[3:]], monkeypatch)
+            return folder2lmdb.make_parser().parse_args(["--dataset", files[0], "-o", *files[3:]])
     return None
 
 
@@ -78,18 +82,13 @@ def without_own(script, words):
     return words
 
 
-def check_parser(module, arguments, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["program", *arguments])
-    return module.parse_options()
-
-
 @per_block
 def test_its_options_exist(block, monkeypatch):
     monkeypatch.chdir(ROOT)
     subprocess.run(["bash", "-n", "-c", block["text"]], check=True)
     for line in read_lines(block["text"]):
         try:
-            check_options(line, monkeypatch)
+            check_options(line)
         except SystemExit as end:
             assert not end.code, line
 
@@ -103,14 +102,16 @@ def test_its_options_exist(block, monkeypatch):
         "sbatch --nodes 4 scripts/train.slurm --train T --val V --epochs x",
         "docker run --rm imagelmdb --train T --val V --nope",
         "docker run --rm imagelmdb convert --datasets D",
+        "docker run --rm imagelmdb store infos STORE",
         "python -m imagelmdb infos STORE",
+        "imagelmdb convert --dataset D -o O --shard 3",
         "bash scripts/convert_imagenet.sh --no-md5 T V D OUT --works 3",
     ],
 )
 def test_a_wrong_option_would_be_found(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises((SystemExit, UserError)) as raised:
-        check_options(line, monkeypatch)
+        check_options(line)
     assert getattr(raised.value, "code", 2) == 2
 
 

@@ -1,4 +1,4 @@
-"""The report: one file, whole, from the run's folder alone."""
+"""The report is one complete file, made from the run's folder."""
 
 import re
 from html.parser import HTMLParser
@@ -13,6 +13,7 @@ from imagelmdb.config import Config, save_config
 from imagelmdb.data.augment import BatchAugment
 from imagelmdb.train.chart import Line, draw_lines, nice_ticks, thin_out
 from imagelmdb.train.log import Logger
+from imagelmdb.train.progress import Reading
 from imagelmdb.train.report import find_confused, save_grid, write_report
 
 
@@ -53,7 +54,7 @@ def make_run(folder: Path, *, epochs: int, name: str = "n01440764") -> Page:
             log.begin_epoch(epoch, steps=20)
             for step in range(2, 22, 2):
                 figures = {"loss": 3.0 / (epoch + 1), "lr": 0.1, "images_per_sec": 900.0, "data_wait": 0.3}
-                log.step(epoch=epoch, step=20 * epoch + step, epoch_step=step, **figures)
+                log.step(Reading(epoch=epoch, step=20 * epoch + step, epoch_step=step, **figures))
             confusion = torch.tensor([[8, 2, 0], [0, 5, 5], [0, 0, 10]])
             pairs = find_confused(confusion, [name, "n01443537", "n01484850"])
             log.write("confused", step=20 * epoch + 20, pairs=pairs)
@@ -80,7 +81,7 @@ def test_the_page_shows_each_of_its_parts(tmp_path):
     page = make_run(tmp_path, epochs=3)
     html = (tmp_path / "report.html").read_text()
     assert html.count("<svg") == 5
-    for heading in ("Loss", "Accuracy", "Images per second", "waiting for data", "Learning rate"):
+    for heading in ("Loss", "Accuracy", "images per second", "waiting for images", "Learning rate"):
         assert heading in page.text
     assert "62.00 %" in page.text
     assert "after 3 epochs" in page.text
@@ -97,7 +98,7 @@ def test_a_class_name_cannot_break_the_page(tmp_path):
 
 def test_a_run_without_an_epoch_has_a_page(tmp_path):
     page = make_run(tmp_path, epochs=0)
-    assert "No epoch has ended yet" in page.text
+    assert "No epoch is finished yet" in page.text
 
 
 def test_the_worst_confused_classes_are_sorted_by_share_without_the_right_answers():
@@ -150,7 +151,7 @@ def test_the_labels_of_lines_that_end_together_do_not_overlap_and_stay_inside(va
     ys = sorted(float(y) for y in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)"', svg))
     assert len(ys) == 2
     assert ys[1] - ys[0] >= 12
-    assert ys[0] > 10 and ys[1] < 225  # the axis lies at 216
+    assert ys[0] > 10 and ys[1] < 225  # the axis is at 216
 
 
 def test_thinned_points_are_means_in_order():

@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed ends as the undisturbed one does."""
+"""A run that is killed at any moment and resumed ends exactly like one that never stopped."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_a_new_run_in_an_old_ones_folder_that_ends_early_is_not_resumed_as_the_o
     of_old = (run / "last.pt").read_bytes()
     codes, texts = run_ranks(main.main, [*old, "--lr", "1e30"], size=size, output=tmp_path)
     assert codes == [3] * size  # before its first checkpoint
-    assert "last.pt, from which this run does not go on, is now previous.pt" in texts[0]
+    assert "last.pt to previous.pt, because this run does not go on from it" in texts[0]
     assert (run / "previous.pt").read_bytes() == of_old
     new = [*options, "--seed", "1"]
     codes, texts = run_ranks(

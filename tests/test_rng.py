@@ -5,13 +5,13 @@ from imagelmdb.order.rng import make_key, permute, random_uniform
 
 
 @pytest.mark.parametrize("count", [*range(1, 70), 255, 256, 257, 1000, 65536, 99991])
-def test_a_permutation_takes_every_place_once(count):
+def test_a_permutation_has_every_value_once(count):
     for epoch in range(3):
         found = permute(count, make_key(1, epoch), np.arange(count))
         assert np.array_equal(np.sort(found), np.arange(count))
 
 
-def test_a_position_can_be_asked_alone_and_with_its_own_key():
+def test_a_position_can_be_computed_alone_and_with_its_own_key():
     whole = permute(1_281_167, make_key(7), np.arange(1_281_167))
     assert np.bincount(whole, minlength=1_281_167).max() == 1
     some = np.array([0, 5, 1_281_166, 640_000])
@@ -30,7 +30,7 @@ def test_small_permutations_occur_equally_often():
 
 
 def test_epochs_share_no_structure():
-    """Neighbours stay apart, places do not correlate, and fixed points are as rare as chance has it."""
+    """Neighbours separate, positions do not correlate, and fixed points are as rare as by chance."""
     count, positions = 100_000, np.arange(100_000)
     orders = [permute(count, make_key(0, epoch), positions) for epoch in range(4)]
     for i, order in enumerate(orders):

@@ -1,6 +1,8 @@
-"""Sample data: deterministic, of ImageNet's sizes, written whole or not at all."""
+"""Sample data: deterministic, as large as ImageNet's, and written as a whole or not at all."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -79,3 +81,27 @@ def test_odd_files_are_as_odd_as_they_say(tmp_path):
     for kind in ("empty", "text", "noise"):
         with pytest.raises(OSError):
             Image.open(paths[kind])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classs", "3"], "unknown option --classs: did you mean --classes?"),
+        (["--classes", "0"], "--classes must be at least 1"),
+        (["--train", "many"], "--train: invalid int value: 'many'"),
+    ],
+)
+def test_a_mistake_on_its_command_line_is_one_line_and_writes_nothing(tmp_path, options, message):
+    command = [sys.executable, "-m", "imagelmdb.sample", str(tmp_path / "s"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_its_command_line_makes_the_tree_once(tmp_path):
+    command = [sys.executable, "-m", "imagelmdb.sample", str(tmp_path / "s")]
+    command += ["--classes", "2", "--train", "2", "--val", "1"]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2))
+    assert first.stdout.startswith("made") and second.stdout.startswith("found")
+    assert len(read_tree(tmp_path / "s")) == 6

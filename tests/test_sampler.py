@@ -24,7 +24,7 @@ def test_ranks_reassemble_the_same_global_batches(shuffle):
 
 @pytest.mark.parametrize("shuffle", ["full", "block", "local"])
 @pytest.mark.parametrize("count", [1, 2, 1023, 1024, 1025, 5000, 20_011, 64_000])
-def test_an_epoch_holds_every_record_once_and_differs_from_the_next(shuffle, count):
+def test_an_epoch_has_every_record_once_and_differs_from_the_next(shuffle, count):
     sampler = Sampler(count, batch_size=1, shuffle=shuffle)
     orders = [sampler.indices(epoch, range(count)) for epoch in range(2)]
     for order in orders:
@@ -63,7 +63,7 @@ def test_block_shuffle_keeps_batches_diverse_and_ranks_in_their_own_blocks():
         unique[shuffle] = [len(set(labels[sampler.indices(0, sampler.positions(s))])) for s in steps]
     assert min(unique["block"]) > 0.85 * np.mean(unique["full"])
 
-    # what one rank of eight reads in a stretch of the epoch are whole blocks of 16
+    # in any part of the epoch, one rank of eight reads whole blocks of 16
     for rank in range(8):
         sampler = Sampler(count, batch_size=256, shuffle="block", rank=rank, world_size=8)
         read = np.sort(np.concatenate([sampler.indices(0, sampler.positions(s)) for s in range(512)]))
@@ -84,7 +84,7 @@ def test_block_shuffle_asks_for_runs_before_they_are_read():
     assert (np.diff(run) == 1).mean() > 0.7
 
 
-def test_local_reads_only_the_nodes_records_all_of_them_in_as_many_batches():
+def test_with_local_each_node_reads_all_of_its_own_records_in_the_same_number_of_batches():
     counts = [500, 1300, 777]
     runs = [[range(500)], [range(100, 1200), range(1300, 1500)], [range(777)]]
     split = {"batch_size": 60, "shuffle": "local", "world_size": 6, "node_runs": runs}
@@ -110,6 +110,6 @@ def test_local_reads_only_the_nodes_records_all_of_them_in_as_many_batches():
         ({"shuffle": "local", "world_size": 4, "node_runs": [[range(400)]] * 3}, "4 ranks on 3 nodes"),
     ],
 )
-def test_what_cannot_be_split_is_refused_with_the_values(options, message):
+def test_options_that_do_not_fit_are_refused_with_the_values(options, message):
     with pytest.raises(UserError, match=message):
         Sampler(1000, **{"batch_size": 100, **options})

@@ -1,4 +1,4 @@
-"""Learning rates against the published formulas at every step, crop sizes against the published ramps."""
+"""Learning rates equal the published formulas at every step, and crop sizes equal the published ramps."""
 
 import math
 
@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from imagelmdb.config import Config
-from imagelmdb.train.schedule import make_schedule, size_at
+from imagelmdb.train.schedule import lr_at, size_at
 
-STEPS = 7  # of an epoch
+STEPS = 7  # in an epoch
 
 
 def rates(**options) -> list[float]:
-    schedule = make_schedule(Config(**options), STEPS)
-    return [schedule.lr_at(step) for step in range(schedule.total_steps)]
+    config = Config(**options)
+    return [lr_at(config, step, steps_per_epoch=STEPS) for step in range(config.epochs * STEPS)]
 
 
 def rates_of_torch(make_scheduler, *, lr: float, steps: int) -> list[float]:

@@ -1,10 +1,10 @@
-"""The scripts as a user starts them; a tool that is not here is played by one that prints its arguments."""
+"""The scripts, started as a user starts them. A stand-in replaces a tool that is not installed."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +22,7 @@ SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=Path(
 
 
 def run(*command, cwd=ROOT, code=0, path=None, **environ):
-    """What the command printed; it must end with this code."""
+    """Run a command and return what it printed. Its exit code must be `code`."""
     environ = {key: str(value) for key, value in environ.items()}
     if path:
         environ["PATH"] = f"{path}:{os.environ['PATH']}"
@@ -79,7 +79,7 @@ def test_hadolint_finds_nothing():
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    """Three files of ImageNet's structure: 2 classes of 3 training images, 2 validation images."""
+    """Three small files built like ImageNet's: 2 classes of 3 training images, and 2 validation images."""
     root = tmp_path_factory.mktemp("official")
     make_tree(root / "tree", classes=2, train=3, val=1, scale=0.1)
     names = sorted(p.name for p in (root / "tree/train").iterdir())
@@ -101,13 +101,13 @@ def official(tmp_path_factory):
 COUNTS = ["--train-count", 6, "--val-count", 2, "--classes", 2]
 
 
-def test_imagenets_files_become_two_verified_stores_and_a_second_run_only_looks(official, tmp_path):
+def test_imagenets_files_become_two_verified_stores_and_a_second_run_only_checks(official, tmp_path):
     command = ["convert_imagenet.sh", "--no-md5", *COUNTS, *official, tmp_path / "out", "--workers", 1]
     first = bash(*command)
     for store, count in (("train-lmdb", 6), ("val-lmdb", 2)):
         info = json.loads(run(sys.executable, "-m", "imagelmdb", "info", "--json", tmp_path / "out" / store))
         assert (info["count"], len(info["classes"])) == (count, 2)
-        assert f"{store}: all {count} records are well" in first
+        assert f"{store}: {count} records, all intact" in first
     second = bash(*command)
     assert "found" in second and "passed before: verified" in second and "folder2lmdb" not in second
 
@@ -119,9 +119,9 @@ def test_a_file_with_another_md5_sum_is_refused_before_anything_is_converted(off
 
 
 def test_an_md5_sum_that_matched_is_not_computed_again_until_the_file_changes(tmp_path):
-    """The three sums are constants, so this tries the script's own functions on a small file."""
+    """The three sums are constants, so this runs the script's functions on a small file."""
     text = (SCRIPTS / "convert_imagenet.sh").read_text()
-    functions = text[text.index("# once NOTE") : text.index("# Sets complete")]
+    functions = text[text.index("# once NOTE") : text.index("# Set complete")]
     file = tmp_path / "file"
     script = (
         f"set -eu; python={sys.executable}; checked={tmp_path}/checked.txt\n{functions}\ncheck_md5 {file} "
@@ -137,14 +137,14 @@ def test_an_md5_sum_that_matched_is_not_computed_again_until_the_file_changes(tm
 @pytest.mark.parametrize(
     ("option", "what"), [("--val-count", "2 images, not 3"), ("--classes", "2 classes, not 3")]
 )
-def test_a_count_that_is_not_imagenets_is_an_error(official, tmp_path, option, what):
+def test_an_unexpected_count_is_an_error(official, tmp_path, option, what):
     options = [*COUNTS, option, 3]
     text = bash("convert_imagenet.sh", "--no-md5", *options, *official, tmp_path / "out", code=1)
     assert what in text.splitlines()[-1]
 
 
 @pytest.mark.parametrize("options", [[], ["a", "b", "c", "d"], ["--classes", "x"], ["--nope"]])
-def test_wrong_use_of_the_conversion_is_one_line(options, tmp_path):
+def test_wrong_usage_of_the_conversion_is_one_line(options, tmp_path):
     text = bash("convert_imagenet.sh", *options, cwd=tmp_path, code=2)
     assert text.startswith("error: ") and text.count("\n") == 1 and not list(tmp_path.iterdir())
 
@@ -152,7 +152,7 @@ def test_wrong_use_of_the_conversion_is_one_line(options, tmp_path):
 # training
 
 
-def test_train_starts_torchrun_with_mains_options_as_they_are():
+def test_train_starts_torchrun_and_passes_the_options_on():
     text = bash("train.sh", "--nproc", 2, "--dry-run", "--config", "a b.yaml", "-b", 64)
     assert text.split() == [
         *[sys.executable, str(SCRIPTS / "torchrun.py"), "--nproc-per-node", "2", str(ROOT / "main.py")],
@@ -176,7 +176,7 @@ def test_train_starts_torchrun_with_mains_options_as_they_are():
         (["--hosts", "192.0.2.1,b"], {}, "is_host=0.* --local-addr"),
     ],
 )
-def test_many_hosts_meet_where_flags_or_the_environment_say(options, environ, expected):
+def test_many_hosts_meet_where_the_options_or_the_environment_say(options, environ, expected):
     text = bash("train_multinode.sh", "--dry-run", *options, **environ)
     assert re.search(expected, text.replace("\\", "")), text
 
@@ -189,7 +189,7 @@ def test_many_hosts_meet_where_flags_or_the_environment_say(options, environ, ex
         (["--hosts", "no.such.host.invalid,b"], "no.such"),
     ],
 )
-def test_wrong_use_of_many_hosts_is_one_line(options, problem):
+def test_wrong_usage_of_many_hosts_is_one_line(options, problem):
     text = bash("train_multinode.sh", *options, code=2)
     assert text.startswith("error: ") and problem in text and text.count("\n") == 1
 
@@ -220,26 +220,58 @@ def test_no_option_of_a_script_hides_one_of_main():
         assert own and not own & names, script
 
 
-def is_installed(extra: str) -> bool:
-    try:
-        return importlib.util.find_spec({"dali": "nvidia.dali"}.get(extra, extra)) is not None
-    except ModuleNotFoundError:
-        return False
+def dockerfile_steps() -> list[tuple[str, str]]:
+    """(instruction, text) of each step, with continued lines joined."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    steps = "\n".join(lines).replace("\\\n", "").splitlines()
+    return [(step.split()[0], step.split(maxsplit=1)[1]) for step in steps if step.strip()]
 
 
-def overlays_work() -> bool:
-    layers = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w && "
-    layers += "mount -t overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w overlay /mnt"
-    probe = ["unshare", "--mount", "--propagation", "private", "sh", "-c", layers]
-    return bool(shutil.which("unshare")) and subprocess.run(probe, capture_output=True).returncode == 0
+def test_the_image_has_every_file_that_its_entry_point_needs():
+    kept = re.findall(r"^!(.+)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert all((ROOT / name).exists() for name in kept)
+    assert {"main.py", "folder2lmdb.py", "imagelmdb", "configs", "scripts", "pyproject.toml"} <= set(kept)
+    assert ("ENTRYPOINT", '["bash", "/app/scripts/docker_entry.sh"]') in dockerfile_steps()
 
 
-def test_the_dockerfiles_steps_and_entry_point_work():
-    if not overlays_work():
-        pytest.skip("this machine lets us make no overlay mounts (Linux, root)")
-    extras = [name for name in ("dali", "tensorboard") if is_installed(name)]  # others would be downloads
-    text = run(sys.executable, SCRIPTS / "replay_dockerfile.py", "--build-arg", "EXTRAS=" + " ".join(extras))
-    assert text.splitlines()[-1] == "=> the Dockerfile's steps and its entry point work"
+def test_the_image_installs_all_dependencies_except_torch_which_its_base_has():
+    step = next(text for kind, text in dockerfile_steps() if kind == "RUN" and "pyproject.toml" in text)
+    listing = step[: step.index(" > /tmp/requirements.txt")].replace(
+        "python3", shlex.quote(sys.executable), 1
+    )
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib; the image has 3.11 or newer")
+    found = run("sh", "-c", listing, EXTRAS="dali tensorboard").splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["dali"], *extras["tensorboard"]]
+    assert found == [line for line in wanted if not line.startswith(("torch>", "torchvision>"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "program"),
+    [
+        (["convert", "--dataset", "a b", "-o", "S"], "folder2lmdb.py --dataset a b -o S"),
+        (["store", "verify", "S"], "-m imagelmdb verify S"),
+        (["--help"], "main.py --help"),
+        (["--train", "T", "--val", "V"], "{root}/scripts/torchrun.py {root}/main.py --train T --val V"),
+    ],
+)
+def test_the_entry_point_starts_the_program_that_its_arguments_ask_for(arguments, program, tmp_path):
+    (tmp_path / "python3").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    text = bash("docker_entry.sh", *arguments, path=tmp_path, PYTHON=tmp_path / "python3")
+    assert text.splitlines()[-1] == program.format(root=ROOT)
+
+
+# the picture of the README
+
+
+def test_the_picture_is_drawn_from_the_photo_beside_it(tmp_path):
+    photo = ROOT / "docs/coffee.jpg"
+    text = run(sys.executable, SCRIPTS / "draw_tiles.py", tmp_path / "tiles.png", photo, PYTHONPATH=ROOT)
+    part, whole, slices = map(int, re.search(r"(\d+) of (\d+) bytes, (\d+) slices", text).groups())
+    assert part < whole / 3 and slices == 22
+    assert (tmp_path / "tiles.png").stat().st_size < 300_000
 
 
 # quickstart
@@ -247,7 +279,7 @@ def test_the_dockerfiles_steps_and_entry_point_work():
 
 @pytest.fixture
 def clone(tmp_path):
-    """The project as it is cloned, where .venv is there already: this test's Python."""
+    """A fresh clone, whose .venv already exists and runs this test's Python."""
     root = tmp_path / "clone"
     for name in ("configs", "imagelmdb", "scripts"):
         shutil.copytree(ROOT / name, root / name)
@@ -261,7 +293,7 @@ def clone(tmp_path):
     return root
 
 
-def test_quickstart_takes_ones_own_folder_and_a_second_run_uses_what_is_there(clone, tree):
+def test_quickstart_takes_a_folder_and_a_second_run_reuses_the_results(clone, tree):
     options = ["--data", tree, "--epochs", 1, "-b", 10, "--warmup-epochs", 0.5]
     first = run("bash", clone / "scripts/quickstart.sh", *options)
     out = clone / "sample/own" / tree.name

@@ -25,9 +25,9 @@ from torchvision.datasets.vision import StandardTransform
 
 from imagelmdb.compat.cache import CACHE_SOURCE, CacheSettings, find_held, write_cache
 from imagelmdb.compat.temporary import TemporaryFile
-from imagelmdb.decode.libjpeg import read_image
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.store.encode import Encoding
+from imagelmdb.store.images import read_image
 from imagelmdb.store.reader import LMDBStore, read_state
 
 OUTPUTS = ("pil", "chw", "hwc")

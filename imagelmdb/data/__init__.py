@@ -1,1 +1,29 @@
-"""From a store to batches: order and crops as pure functions, decoding, loaders."""
+"""PyTorch's side: datasets, loaders, augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Loader(Protocol):
+    """Epochs of batches, and all that training asks of them."""
+
+    classes: list[str]
+    steps_per_epoch: int
+    images_per_epoch: int  # over all ranks
+
+    def epoch(
+        self, epoch: int, start_step: int = 0, size: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) of every step from start_step on.
+
+        Images are uint8 [n, 3, size, size] in channels_last memory, labels int64. `size` in px replaces the
+        loader's own, for progressive resizing.
+        """
+
+    def close(self) -> None:
+        """End the workers and give back memory."""

@@ -1,12 +1,12 @@
-"""Augmentation: one sample at a time on the CPU, and whole batches on the device.
+"""Augmentation: of single images in the loader's workers, and of whole batches on the device.
 
     transform = make_sample_transform("ta_wide")       # for make_train_loader
     augment = make_batch_augment(config, classes=1000, device=device)
-    images, targets = augment(images, labels)         # uint8 -> normalised float32, soft targets
-    images = augment.normalize(images)                # what evaluation needs
+    images, targets = augment(images, labels)          # uint8 -> normalised float32, soft targets
+    images = augment.normalize(images)                 # all that evaluation needs
 
-All randomness is drawn from torch's default generator, on the CPU even for what happens on the device:
-nothing waits for it. The loader seeds the generator for each sample, the trainer for each step, so a
+Random numbers come from torch's default generator on the CPU, also for work on the device, so that nothing
+waits for the device. The loader seeds the generator for each sample and the trainer for each step. So a
 resumed run draws the same numbers.
 """
 
@@ -25,18 +25,18 @@ from torchvision.transforms.v2 import functional as F
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
 
-# Of ImageNet's pixels, 0 to 1: what all published recipes use.
+# Mean and deviation of ImageNet's pixels (0 to 1). All published recipes use these numbers.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# torchvision's RandomErasing: share of the area, height / width, and tries to find a box that fits.
+# As in torchvision's RandomErasing: share of the area, height / width, and tries to find a box that fits.
 ERASE_SCALE = (0.02, 0.33)
 ERASE_RATIO = (0.3, 3.3)
 ERASE_TRIES = 10
 
 
 def make_sample_transform(auto_augment: str) -> Callable[[Tensor], Tensor] | None:
-    """A picklable function of one uint8 CHW tensor; None where there is nothing to do."""
+    """A picklable function of one uint8 [3, height, width] image, or None if nothing is to be done."""
     if not auto_augment:
         return None
     if auto_augment == "ta_wide":
@@ -45,7 +45,7 @@ def make_sample_transform(auto_augment: str) -> Callable[[Tensor], Tensor] | Non
         return _OnPillow(v2.RandAugment(interpolation=InterpolationMode.BILINEAR))
     fill = tuple(round(255 * mean) for mean in MEAN)
     try:
-        # What timm warns of, it ignores: here that is a mistake as well.
+        # timm warns about words that it ignores. Here these are mistakes as well.
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             return _OnPillow(rand_augment_transform(auto_augment, {"img_mean": fill}))
@@ -55,17 +55,17 @@ def make_sample_transform(auto_augment: str) -> Callable[[Tensor], Tensor] | Non
 
 
 class _OnPillow:
-    """Runs a transform of Pillow images, with which the published figures were made.
+    """Runs a transform on Pillow images, as the published results did.
 
-    It is faster as well: RandAugment 1.7 against 2.3 ms for tensors, TrivialAugmentWide 1.0 against 1.1 ms
-    (224 px, one core).
+    This is also faster: RandAugment takes 1.7 ms instead of 2.3 ms on tensors, TrivialAugmentWide 1.0 ms
+    instead of 1.1 ms (224 px, one core).
     """
 
     def __init__(self, transform: Callable) -> None:
         self.transform = transform
 
     def __call__(self, image: Tensor) -> Tensor:
-        # timm draws from Python's and numpy's generators: they follow torch's for the time of the call.
+        # timm draws from Python's and numpy's generators. They are seeded from torch's during this call.
         states = random.getstate(), np.random.get_state()  # noqa: NPY002
         word = int(torch.randint(2**32, ()))
         random.seed(word)
@@ -97,7 +97,7 @@ class BatchAugment:
         self.std = torch.tensor(STD, device=device).mul_(255).view(1, 3, 1, 1)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 images, and class numbers, or soft targets (batch x classes) where images are mixed."""
+        """(float32 images, targets): class numbers, or soft targets [batch, classes] if images are mixed."""
         images = self.normalize(images)
         if self.random_erase:
             images = erase(images, probability=self.random_erase)
@@ -107,7 +107,7 @@ class BatchAugment:
         return images.to(torch.float32).sub_(self.mean).div_(self.std)
 
     def denormalize(self, images: Tensor) -> Tensor:
-        """Back to uint8, for people to look at."""
+        """The images as uint8 again, for people to look at."""
         return (images * self.std + self.mean).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -122,7 +122,7 @@ def make_batch_augment(config: Config, *, classes: int, device: torch.device) ->
 
 
 def erase(images: Tensor, *, probability: float) -> Tensor:
-    """In place, another box in each image: torchvision's RandomErasing takes one box for a whole batch."""
+    """Erase a different box in each image, in place. torchvision's RandomErasing uses one for a batch."""
     boxes = draw_boxes(len(images), *images.shape[2:], probability=probability).to(
         images.device, non_blocking=True
     )
@@ -135,7 +135,7 @@ def erase(images: Tensor, *, probability: float) -> Tensor:
 
 
 def draw_boxes(count: int, height: int, width: int, *, probability: float) -> Tensor:
-    """int64 (count, 4): top, left, bottom, right; an empty box where nothing is erased."""
+    """int64 [count, 4]: top, left, bottom, right. The box is empty if nothing is erased."""
     draw = torch.rand(5, count, ERASE_TRIES, dtype=torch.float64)
     area = height * width * (ERASE_SCALE[0] + (ERASE_SCALE[1] - ERASE_SCALE[0]) * draw[0])
     low, high = math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])

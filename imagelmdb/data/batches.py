@@ -1,39 +1,46 @@
-"""BatchDataset: whole batches for PyTorch's DataLoader, one request a batch.
+"""BatchDataset: whole batches for PyTorch's DataLoader. Its index is a Request.
 
-    dataset.__getitems__(Request(epoch=3, step=17, size=224))    # images, labels
+    labels, prepared = dataset.prepare(Request(epoch=3, step=17, size=224), make_bytes)
 
-The DataLoader is the engine: its workers, pinning and prefetch. A request says all that a batch depends on,
-so persistent workers serve any epoch, step and size.
+A request says everything that a batch depends on, so the same workers can serve any epoch, step and size.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from imagelmdb.data.memory import Pool
-from imagelmdb.decode.libjpeg import decode_batch, read_size
-from imagelmdb.errors import BadImageError, UserError
+from imagelmdb.decode import Crop, Decoder, Prepared
+from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.plan import plan_eval, plan_seeds, plan_train
 from imagelmdb.order.sampler import Sampler
-from imagelmdb.store.format import Record
-from imagelmdb.store.image_files import FolderStore
-from imagelmdb.store.reader import LMDBStore
+from imagelmdb.store import Store
+from imagelmdb.store.images import read_record_size
 
-Transform = Callable[[torch.Tensor], torch.Tensor]
+Transform = Callable[[Tensor], Tensor]
 
 
 class Request(NamedTuple):
     epoch: int
     step: int
     size: int  # px
-    slot: int | None = None  # of BatchDataset.slots, to write the images into
+    slot: int = 0  # of BatchDataset.slots: where a worker puts the batch
+
+
+class Delivery(NamedTuple):
+    """A batch as a worker sends it. Its bytes are in the request's slot, or else in `data`."""
+
+    labels: np.ndarray  # int64
+    byte_count: int
+    facts: Any  # the decoder's
+    data: Tensor | None  # only if the slot is too small
 
 
 class TrainCrop(NamedTuple):
@@ -43,142 +50,136 @@ class TrainCrop(NamedTuple):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
 
+    def plan(
+        self, seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(boxes, flips), see plan_train."""
+        return plan_train(seed, epoch, positions, sizes, **self._asdict())
+
 
 class EvalCrop(NamedTuple):
     """Resize and CenterCrop."""
 
     resize: int  # px, the shorter side
 
-
-class Crops(NamedTuple):
-    """A batch before anything is decoded, row by row."""
-
-    positions: np.ndarray  # of the epoch
-    indices: np.ndarray  # of the store
-    records: list[Record]
-    boxes: np.ndarray  # (left, top, width, height)
-    flips: np.ndarray
-    labels: np.ndarray  # int64
+    def plan(
+        self, seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return plan_eval(sizes, size=size, resize=self.resize), np.zeros(len(sizes), bool)
 
 
 class BatchDataset(Dataset):
-    """A rank's batches: uint8 [n, 3, size, size] in channels_last memory, and int64 labels.
+    """One rank's batches.
 
-    transform: applied to each image (uint8 CHW), its randomness seeded by (seed, epoch, position).
-    prefetch_steps: how many steps ahead to ask the disk for records; 0 is off.
-    slots: shared memory for batches that workers send, see memory.py.
+    transform: applied to each image (uint8 [3, size, size]). Its randomness is seeded by (seed, epoch,
+    position). prefetch_steps: how many steps ahead the disk is asked for records; 0 is off.
     """
 
     def __init__(
         self,
-        store: LMDBStore | FolderStore,
+        store: Store,
         sampler: Sampler,
-        crop: TrainCrop | EvalCrop,
         *,
+        crop: TrainCrop | EvalCrop,
+        decoder: Decoder,
         transform: Transform | None = None,
-        dct_scale: bool = False,
-        pillow: bool = False,
         prefetch_steps: int = 0,
     ):
-        self.store, self.sampler, self.crop, self.transform = store, sampler, crop, transform
-        self.decode_options = {"dct_scale": dct_scale, "pillow": pillow}
+        if decoder.on_gpu and store.encoding == "raw":
+            raise UserError(f"{store.path} has raw pixels, which need no decoder: use --decode cpu")
+        if decoder.on_gpu and transform:
+            raise UserError("a transform of single images needs them on the CPU: use --decode cpu")
+        self.store, self.sampler, self.crop, self.decoder = store, sampler, crop, decoder
+        self.transform = transform
         self.prefetch_steps = prefetch_steps
-        self.slots: list[torch.UntypedStorage] = []
-        self._pool = Pool()
+        self.slots: Tensor | None = None  # uint8 [slots, bytes], shared with the workers
+        # Shared by the workers, so that a record is checked once a run and not once in each of them.
+        self._checked = torch.zeros(len(store), dtype=torch.bool).share_memory_() if decoder.on_gpu else None
 
-    def __len__(self) -> int:
-        return len(self.store)
+    def __getitem__(self, request: Request) -> Delivery | UserError:
+        """In a worker. A mistake is returned: the DataLoader would bury an exception in a traceback."""
+        slot = self.slots[request.slot]
 
-    def __getitems__(self, request: Request) -> tuple[torch.Tensor, torch.Tensor] | UserError:
-        """An error of the data is returned, for the DataLoader would wrap what is raised in a traceback."""
+        def make_bytes(count: int) -> Tensor:
+            return slot[:count] if count <= len(slot) else torch.empty(count, dtype=torch.uint8)
+
         try:
-            return self.make_batch(request)
+            labels, (data, facts) = self.prepare(request, make_bytes)
         except UserError as error:
             return error
+        return Delivery(labels, len(data), facts, None if data.data_ptr() == slot.data_ptr() else data)
 
-    def make_batch(self, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
-        crops = self.read_crops(request)
-        images = self.decode_rows(crops, range(len(crops.records)), request.size, request.slot)
-        if self.transform:
-            seeds = plan_seeds(self.sampler.seed, request.epoch, crops.positions)
-            self._transform(images, seeds.tolist())
-        return images, torch.from_numpy(crops.labels)
-
-    def read_crops(self, request: Request) -> Crops:
-        epoch, step = request.epoch, request.step
+    def prepare(self, request: Request, make_bytes: Callable[[int], Tensor]) -> tuple[np.ndarray, Prepared]:
+        """(labels, what the decoder's `finish` takes)."""
+        epoch, step, size, _ = request
         positions = np.asarray(self.sampler.positions(step), np.int64)
         indices = self.sampler.indices(epoch, positions)
         if self.prefetch_steps:
             self.store.prefetch(self.sampler.upcoming(epoch, step, steps_ahead=self.prefetch_steps).tolist())
-        records = [self.store[index] for index in indices.tolist()]
-        sizes = self._read_sizes(indices, records) if self.store.sizes is None else self.store.sizes[indices]
-        boxes, flips = self._plan(epoch, positions, sizes, request.size)
-        return Crops(positions, indices, records, boxes, flips, self.store.labels[indices].astype(np.int64))
-
-    def decode_rows(
-        self, crops: Crops, rows: Sequence[int], size: int, slot: int | None = None
-    ) -> torch.Tensor:
-        images = self._empty_images(len(rows), size, slot)
-        chosen = list(rows)
-        records = [crops.records[row] for row in chosen]
-        boxes = [tuple(box) for box in crops.boxes[chosen].tolist()]
-        flips = crops.flips[chosen].tolist()
         try:
-            decode_batch(records, boxes, size, flips=flips, out=images, **self.decode_options)
+            prepared = self.decoder.prepare(
+                self._read_crops(epoch, positions, indices, size), size, make_bytes
+            )
         except BadImageError as error:
-            raise self.name_record(crops.indices[chosen[error.row]], error) from error
-        return images
+            raise self._name_record(int(indices[error.row]), error) from error
+        if self.transform:
+            seeds = plan_seeds(self.sampler.seed, epoch, positions)
+            images = prepared.data.view(len(indices), size, size, 3).permute(0, 3, 1, 2)
+            _transform_each(self.transform, images, seeds.tolist())
+        return self.store.labels[indices].astype(np.int64), prepared
 
-    def _empty_images(self, count: int, size: int, slot: int | None) -> torch.Tensor:
-        """In a worker in shared memory, or sending the batch would copy it there."""
-        shape = (count, size, size, 3)
-        if slot is None and get_worker_info() is None:
-            return self._pool.make_empty(shape).permute(0, 3, 1, 2)
-        storage = None if slot is None else self.slots[slot]
-        if storage is None or storage.nbytes() < np.prod(shape):  # a larger size than the slots are made for
-            storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # as torch's collate does
-        flat = torch.empty(0, dtype=torch.uint8).set_(storage)
-        return flat[: int(np.prod(shape))].view(shape).permute(0, 3, 1, 2)
+    def name_record(self, request: Request, error: BadImageError) -> StoreError:
+        """The error of one row of a batch as one that names the record and says what to do about it."""
+        indices = self.sampler.indices(request.epoch, self.sampler.positions(request.step))
+        return self._name_record(int(indices[error.row]), error)
 
-    def _plan(
-        self, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if isinstance(self.crop, EvalCrop):
-            return plan_eval(sizes, size=size, resize=self.crop.resize), np.zeros(len(sizes), bool)
-        return plan_train(self.sampler.seed, epoch, positions, sizes, **self.crop._asdict())
+    def _read_crops(self, epoch: int, positions: np.ndarray, indices: np.ndarray, size: int) -> list[Crop]:
+        records = [self.store[index] for index in indices.tolist()]
+        if self._checked is not None:
+            self._check_once(indices.tolist())
+        if self.store.sizes is not None:
+            sizes = self.store.sizes[indices]
+        else:
+            sizes = np.empty((len(records), 2), np.int64)
+            for row, record in enumerate(records):
+                try:
+                    sizes[row] = read_record_size(record)
+                except BadImageError as error:
+                    raise error.at(row) from None
+        boxes, flips = self.crop.plan(self.sampler.seed, epoch, positions, sizes, size)
+        boxes = map(tuple, boxes.tolist())
+        return [Crop(*row) for row in zip(records, boxes, flips.tolist(), strict=True)]
 
-    def _read_sizes(self, indices: np.ndarray, records: list[Record]) -> np.ndarray:
-        sizes = np.empty((len(records), 2), np.int64)
-        for i, record in enumerate(records):
-            try:
-                sizes[i] = read_size(record)
-            except BadImageError as error:
-                raise self.name_record(indices[i], error) from error
-        return sizes
+    def _check_once(self, indices: list[int]) -> None:
+        for row, index in enumerate(indices):
+            if not self._checked[index]:
+                try:
+                    self.store.check(index)
+                except StoreError as error:
+                    raise BadImageError(str(error)).at(row) from error
+                self._checked[index] = True
 
-    def name_record(self, index: int, error: BadImageError) -> BadImageError:
+    def _name_record(self, index: int, error: BadImageError) -> StoreError:
         store = self.store
-        lmdb = isinstance(store, LMDBStore)
-        way_out = (
-            f"`python -m imagelmdb verify {store.path}` lists all such" if lmdb else "replace or delete it"
-        )
-        return BadImageError(
-            f"{store.key(index)} (index {index}, {store.name(index)}) does not decode: {error}; {way_out}"
+        return StoreError(
+            f"{store.where(index)} (index {index}, {store.name(index)}) does not decode: {error}; "
+            f"{store.advice}"
         )
 
-    def _transform(self, images: torch.Tensor, seeds: list[int]) -> None:
-        with _kept_random_states():
-            for image, seed in zip(images, seeds, strict=True):
-                torch.default_generator.manual_seed(seed)
-                np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - it is the global state that transforms use
-                random.seed(seed)
-                result = self.transform(image)
-                if result.shape != image.shape or result.dtype != torch.uint8:
-                    raise UserError(
-                        f"the transform makes {result.dtype} {tuple(result.shape)} of an image "
-                        f"{tuple(image.shape)}; it has to keep uint8 and the shape"
-                    )
-                image.copy_(result)
+
+def _transform_each(transform: Transform, images: Tensor, seeds: list[int]) -> None:
+    with _kept_random_states():
+        for image, seed in zip(images, seeds, strict=True):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - transforms use the global state
+            random.seed(seed)
+            result = transform(image)
+            if result.shape != image.shape or result.dtype != torch.uint8:
+                raise UserError(
+                    f"the transform makes {result.dtype} {tuple(result.shape)} of an image "
+                    f"{tuple(image.shape)}; it has to keep uint8 and the shape"
+                )
+            image.copy_(result)
 
 
 @contextmanager

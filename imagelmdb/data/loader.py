@@ -1,12 +1,10 @@
-"""Loaders: batches of uint8 images for training and evaluation.
+"""Which loader a run gets, and what it is made of.
 
-    loader = make_train_loader(
-        "train-lmdb", lmdb=True, batch_size=1024, rank=0, world_size=8, seed=0, size=224, workers=8
-    )
+    loader = make_train_loader("train-lmdb", batch_size=1024)
     for images, labels in loader.epoch(3, start_step=100): ...
 
-Images are NCHW in channels_last memory. Which images, crops and flips a batch holds follows from (seed,
-epoch, step) alone: not from workers, ranks, restarts, or whether it comes from files or from their store.
+A batch's images, crops and flips follow from (seed, epoch, step) alone. Workers, ranks and restarts do not
+change them, and it makes no difference whether they come from files or from the store made of these files.
 """
 
 from __future__ import annotations
@@ -15,60 +13,61 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
+import torch.distributed as dist
+from torch import Tensor
 
-from imagelmdb.data.batches import BatchDataset, EvalCrop, Request, TrainCrop, Transform
-from imagelmdb.data.memory import Pool, make_slot
-from imagelmdb.data.signals import heed_parent_alone, held_back
+from imagelmdb.config import Config
+from imagelmdb.data import Loader
+from imagelmdb.data.augment import make_sample_transform
+from imagelmdb.data.batches import BatchDataset, EvalCrop, TrainCrop, Transform
+from imagelmdb.data.store_loader import BATCHES_PER_WORKER, StoreLoader
+from imagelmdb.decode import Decoder, make_decoder
 from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.sampler import Sampler
 from imagelmdb.order.shards import place_shards
+from imagelmdb.parallel import count_loader_workers
+from imagelmdb.store import Store
 from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.lmdbfile.datafile import check_file
 from imagelmdb.store.reader import LMDBStore, find_files, find_local_shards
-
-DECODERS = ("cpu", "gpu", "pillow")
-BATCHES_PER_WORKER = 2  # that are ready or in the making
-
-
-class LoaderError(RuntimeError):
-    """A worker process died."""
 
 
 def make_train_loader(
     path: str | Path,
     *,
-    lmdb: bool,
     batch_size: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-    size: int,
-    workers: int,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    hflip: float = 0.5,
-    repeats: int = 1,
-    shuffle: str = "full",
-    node_shards: Sequence[Mapping[int, int]] | None = None,
+    size: int = 224,
+    seed: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+    workers: int | None = None,
+    lmdb: bool | None = None,
+    crop: TrainCrop | None = None,
     transform: Transform | None = None,
-    decode: str = "cpu",
-    dct_scale: bool = False,
+    decode: str | Decoder = "cpu",
+    shuffle: str = "full",
+    repeats: int = 1,
+    node_shards: Sequence[Mapping[int, int]] | None = None,
     prefetch_pages: bool = False,
-    pin_memory: bool = False,
-    start_method: str | None = None,
-) -> Loader:
-    """Random crops in random order; batch_size is global, and the last partial batch of an epoch is dropped.
+) -> StoreLoader:
+    """Random crops in random order. An epoch drops its last partial batch.
 
-    node_shards: for shuffle "local", what `find_local_shards` found on each node, which the nodes tell each
-    other. transform: a picklable callable on one uint8 CHW image.
+    path: a store, or a folder of class folders; `lmdb` says which, if it should not be found out.
+    batch_size: over all ranks. rank, world_size: torch.distributed's, if it is initialised, else one rank.
+    workers: processes; by default 4, or as many as there are cores if these are fewer.
+    transform: a picklable function of one uint8 [3, size, size] image.
+    decode: a name in imagelmdb.decode.DECODERS, or a decoder.
+    shuffle: full, block, local or none, see imagelmdb.order.sampler. repeats: how often each image comes in a
+    row. node_shards: for "local", what `find_local_shards` found on each node. prefetch_pages: ask the disk
+    ahead for records, for stores that are larger than memory.
     """
     store = _open_store(path, lmdb, partial=shuffle == "local")
     runs = None
     if shuffle == "local":
         runs = place_shards(node_shards or [find_local_shards(path)], store.parts[0].meta.shards)
+    rank, world_size = _find_rank(rank, world_size)
+    workers = count_loader_workers(workers)
     sampler = Sampler(
         len(store),
         batch_size=batch_size,
@@ -82,149 +81,136 @@ def make_train_loader(
     dataset = BatchDataset(
         store,
         sampler,
-        TrainCrop(scale, ratio, hflip),
+        crop=crop or TrainCrop(),
+        decoder=_get_decoder(decode),
         transform=transform,
-        dct_scale=dct_scale,
-        pillow=_check_decoder(decode) == "pillow",
         prefetch_steps=BATCHES_PER_WORKER * max(workers, 1) if prefetch_pages else 0,
     )
-    return _make_loader(dataset, size, decode, workers, pin_memory, start_method)
+    return StoreLoader(dataset, size, workers=workers)
 
 
 def make_eval_loader(
     path: str | Path,
     *,
-    lmdb: bool,
     batch_size: int,
-    rank: int,
-    world_size: int,
-    size: int,
-    resize: int,
-    workers: int,
-    decode: str = "cpu",
-    pin_memory: bool = False,
-    start_method: str | None = None,
-) -> Loader:
-    """Centre crops in the stored order, every image once: the last batch is short, or empty on some ranks."""
+    size: int = 224,
+    resize: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    workers: int | None = None,
+    lmdb: bool | None = None,
+    decode: str | Decoder = "cpu",
+) -> StoreLoader:
+    """Centre crops in the stored order, every image once. The last batch is short, and empty on some ranks.
+
+    resize: the shorter side before the crop, px; by default size / 0.875. The rest is as in
+    make_train_loader.
+    """
+    resize = int(size / 0.875) if resize is None else resize
     if resize < size:
         raise UserError(f"resize {resize} is smaller than the crop of {size} px")
     store = _open_store(path, lmdb)
+    rank, world_size = _find_rank(rank, world_size)
     sampler = Sampler(
         len(store), batch_size=batch_size, rank=rank, world_size=world_size, shuffle="none", keep_last=True
     )
-    dataset = BatchDataset(store, sampler, EvalCrop(resize), pillow=_check_decoder(decode) == "pillow")
-    return _make_loader(dataset, size, decode, workers, pin_memory, start_method)
+    dataset = BatchDataset(store, sampler, crop=EvalCrop(resize), decoder=_get_decoder(decode))
+    return StoreLoader(dataset, size, workers=count_loader_workers(workers))
 
 
-class Loader:
-    """Epochs of batches out of PyTorch's DataLoader, whose workers live until `close`."""
-
-    def __init__(
-        self,
-        dataset: BatchDataset,
-        size: int,
-        *,
-        workers: int = 0,
-        pin_memory: bool = False,
-        start_method: str | None = None,
-    ):
-        self.dataset, self.sampler, self.size = dataset, dataset.sampler, size
-        self.classes: list[str] = dataset.store.classes
-        self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.images_per_epoch = self.sampler.images_per_epoch
-        slots = 0
-        if workers and isinstance(dataset, BatchDataset):
-            slots = BATCHES_PER_WORKER * workers + 1  # one more than the DataLoader has under way
-            largest = -(-self.sampler.batch_size // self.sampler.world_size) * size * size * 3
-            dataset.slots = [make_slot(largest) for _ in range(slots)]
-        self._pool = Pool()
-        self._requests = _Requests(self.sampler, slots)
-        self._batches = DataLoader(
-            dataset,
-            batch_sampler=self._requests,
-            num_workers=workers,
-            collate_fn=_keep,
-            pin_memory=pin_memory,
-            persistent_workers=workers > 0,
-            prefetch_factor=BATCHES_PER_WORKER if workers else None,
-            multiprocessing_context=start_method if workers else None,
-            worker_init_fn=heed_parent_alone,
-            generator=torch.Generator(),  # or each epoch would draw from the global one
+def make_loaders(
+    config: Config,
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    node_shards: Sequence[Mapping[int, int]] | None = None,
+) -> tuple[Loader | None, Loader | None]:
+    """A run's loaders for training and validation; None for what it does without."""
+    if config.dummy:
+        dummy = DummyLoader(
+            images=config.dummy_images,
+            batch_size=config.batch_size,
+            world_size=world_size,
+            size=config.train_size,
+            device=device,
         )
+        return dummy, None
+    shared = {
+        "batch_size": config.batch_size,
+        "rank": rank,
+        "world_size": world_size,
+        "workers": config.loader_workers,
+        "lmdb": config.lmdb,
+    }
+    val = make_eval_loader(
+        config.val, size=config.val_size, resize=config.eval_resize, decode=config.decode, **shared
+    )
+    if config.evaluate:
+        return None, val
+    train = make_train_loader(
+        config.train,
+        size=config.train_size,
+        seed=config.seed,
+        crop=TrainCrop(config.scale, config.ratio, config.hflip),
+        transform=make_sample_transform(config.auto_augment),
+        decode=make_decoder(config.decode, dct_scale=config.dct_scale),
+        shuffle=config.shuffle,
+        repeats=config.repeats,
+        node_shards=node_shards,
+        prefetch_pages=config.prefetch_pages,
+        **shared,
+    )
+    if train.classes != val.classes:
+        raise UserError(
+            f"--train {config.train} has {len(train.classes)} classes, --val {config.val} "
+            f"{len(val.classes)}{_describe_difference(train.classes, val.classes)}"
+        )
+    return train, val
+
+
+class DummyLoader:
+    """For --dummy: one random batch again and again, already on the device. The speed of the model alone."""
+
+    def __init__(self, *, images: int, batch_size: int, world_size: int, size: int, device: torch.device):
+        if batch_size % world_size:
+            raise UserError(
+                f"batch_size {batch_size} cannot be split over {world_size} ranks: use a multiple"
+            )
+        if images < batch_size:
+            raise UserError(f"--dummy-images {images} are fewer than one batch of {batch_size}")
+        self.classes = [str(number) for number in range(1000)]
+        self.steps_per_epoch = images // batch_size
+        self.images_per_epoch = self.steps_per_epoch * batch_size
+        self._share, self._size, self._device = batch_size // world_size, size, device
 
     def epoch(
         self, epoch: int, start_step: int = 0, size: int | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(images, labels) of every step from start_step on; size in px where it is not the loader's own."""
-        self._requests.set(epoch, start_step, size or self.size)
-        with held_back():
-            batches = iter(self._batches)
-        for request in self._requests:
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise LoaderError(self._explain_death(request, error)) from error
-            if isinstance(batch, UserError):
-                raise batch
-            if request.slot is not None and batch[0].is_shared():  # not pinned, so no copy yet
-                batch = self._copy(batch[0]), batch[1]  # before the next request may take the slot
-            yield batch
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        side = size or self._size
+        images = torch.randint(256, (self._share, 3, side, side), dtype=torch.uint8, device=self._device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(len(self.classes), (self._share,), device=self._device)
+        for _ in range(start_step, self.steps_per_epoch):
+            yield images, labels
 
     def close(self) -> None:
-        """End the workers."""
-        self._batches = None
-
-    def _copy(self, images: torch.Tensor) -> torch.Tensor:
-        images = images.permute(0, 2, 3, 1)
-        copy = self._pool.make_empty(tuple(images.shape))
-        np.copyto(copy.numpy(), images.numpy())  # torch's threads would go on spinning on the workers' cores
-        return copy.permute(0, 3, 1, 2)
-
-    def _explain_death(self, request: Request, error: RuntimeError) -> str:
-        store = self.dataset.store
-        first = int(self.sampler.indices(request.epoch, self.sampler.positions(request.step))[0])
-        return (
-            f"a worker that reads {store.path} died; epoch {request.epoch}, step {request.step} was awaited, "
-            f"whose batch starts with index {first}, {store.key(first)}: {error}"
-        )
+        pass
 
 
-class _Requests:
-    """The DataLoader's batch sampler: an epoch's requests, set anew for each epoch."""
-
-    def __init__(self, sampler: Sampler, slots: int):
-        self._sampler, self._slots = sampler, slots
-        self.set(0, 0, 0)
-
-    def set(self, epoch: int, start_step: int, size: int) -> None:
-        self._epoch, self._start, self._size = epoch, start_step, size
-
-    def __iter__(self) -> Iterator[Request]:
-        for number, step in enumerate(range(self._start, self._sampler.steps_per_epoch)):
-            if self._sampler.positions(step):
-                slot = number % self._slots if self._slots else None
-                yield Request(self._epoch, step, self._size, slot)
+def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        rank = dist.get_rank() if rank is None else rank
+        world_size = dist.get_world_size() if world_size is None else world_size
+    return rank or 0, world_size or 1
 
 
-def _make_loader(
-    dataset: BatchDataset,
-    size: int,
-    decode: str,
-    workers: int,
-    pin_memory: bool,
-    start_method: str | None,
-) -> Loader:
-    if decode == "gpu":
-        from imagelmdb.decode.dali import make_dali_loader  # which imports this module
-
-        return make_dali_loader(dataset, size, workers=workers, start_method=start_method)
-    return Loader(dataset, size, workers=workers, pin_memory=pin_memory, start_method=start_method)
+def _get_decoder(decode: str | Decoder) -> Decoder:
+    return make_decoder(decode) if isinstance(decode, str) else decode
 
 
-def _open_store(path: str | Path, lmdb: bool, *, partial: bool = False) -> LMDBStore | FolderStore:
-    if lmdb:
+def _open_store(path: str | Path, lmdb: bool | None, *, partial: bool = False) -> Store:
+    if lmdb or (lmdb is None and _is_store(path)):
         return LMDBStore(path, partial=partial)
     try:
         return FolderStore(path)
@@ -242,11 +228,8 @@ def _is_store(path: str | Path) -> bool:
     return False
 
 
-def _check_decoder(decode: str) -> str:
-    if decode not in DECODERS:
-        raise UserError(f"decode {decode!r} is not one of {', '.join(DECODERS)}")
-    return decode
-
-
-def _keep(batch):
-    return batch
+def _describe_difference(train: list[str], val: list[str]) -> str:
+    for text, names in (("--val lacks", set(train) - set(val)), ("--train lacks", set(val) - set(train))):
+        if names:
+            return f": {text} {min(names)!r}"
+    return " in another order"

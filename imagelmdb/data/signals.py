@@ -1,6 +1,7 @@
-"""Loader workers outlive the signals that a cluster sends to every process of a job.
+"""Signals and loader workers: a signal to the whole job must not end the workers before their rank.
 
-The rank itself takes SIGTERM, SIGUSR1 or Ctrl-C as it sees fit, and needs its workers until it has stopped.
+Clusters send SIGTERM or SIGUSR1 to every process of a job, and a terminal sends Ctrl-C likewise. The rank
+then finishes a step and writes a checkpoint, and it needs its workers until then.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-KNOWS_SENDERS = hasattr(signal, "sigwaitinfo")  # Linux; elsewhere workers take signals as any process does
+KNOWS_SENDERS = hasattr(signal, "sigwaitinfo")  # Linux. Elsewhere a signal ends a worker
 SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} if KNOWS_SENDERS else set()
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Around the start of workers: they inherit the mask, and no signal comes before heed_parent_alone."""
+    """Block the signals while workers start. They inherit this until they call heed_parent_alone."""
     if not KNOWS_SENDERS:
         yield
         return
@@ -29,7 +30,7 @@ def held_back() -> Iterator[None]:
 
 
 def heed_parent_alone(worker: int) -> None:
-    """For DataLoader's worker_init_fn: from here on, these signals end the worker if its parent sent them."""
+    """DataLoader's worker_init_fn: from now on, these signals end a worker only if its parent sent them."""
     if not KNOWS_SENDERS:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -1,1 +1,124 @@
-"""From a record, a box and a size to pixels."""
+"""From crops of records to images. A decoder is one file here and one line in DECODERS.
+
+    decoder = make_decoder("cpu")
+    image = decode(record, (left, top, width, height), 224)    # one crop: uint8 [3, 224, 224]
+
+A decoder works in two halves, because a loader's workers and its GPU are in different processes:
+
+    worker            prepare: crops -> bytes in memory that both processes share
+    loader's process  finish:  bytes -> images
+
+A decoder for the CPU does all its work in `prepare` (see CPUDecoder). The one for the GPU cuts
+JPEGs out of the records in `prepare` and decodes them in `finish`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from imagelmdb.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from imagelmdb.store.format import Record
+
+DECODERS = {
+    "cpu": "imagelmdb.decode.libjpeg.LibjpegDecoder",
+    "gpu": "imagelmdb.decode.dali.make_gpu_decoder",
+    "pillow": "imagelmdb.decode.pillow.PillowDecoder",
+}
+
+Box = tuple[int, int, int, int]  # left, top, width, height; px of the stored image
+
+
+class Crop(NamedTuple):
+    """What becomes one image of a batch."""
+
+    record: Record
+    box: Box
+    flip: bool = False
+
+
+class Prepared(NamedTuple):
+    """A batch between the two halves of a decoder."""
+
+    data: Tensor  # uint8, flat
+    facts: Any  # what `finish` has to know of `data`: small and picklable
+
+
+class Decoder(Protocol):
+    """Turns batches of crops into uint8 images [n, 3, size, size] in channels_last memory.
+
+    It is pickled to the workers. A record that is no sound image raises BadImageError with its `row`.
+    """
+
+    # Whether images come out on the GPU. Then transforms of single images cannot be applied, raw pixels are
+    # refused, and the loader compares checksums first, since GPU decoders do not notice damage inside a JPEG.
+    on_gpu: bool
+
+    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: Callable[[int], Tensor]) -> Prepared:
+        """In a worker. `make_bytes(n)` gives a flat uint8 tensor of n bytes to put the result into."""
+
+    def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[Tensor]:
+        """In the loader's process, for an epoch: the images of each batch, in order.
+
+        `sizes`: (width, height) of all the store's images if it knows them, to take memory ahead.
+        """
+
+    def close(self) -> None:
+        """Give back what it took."""
+
+
+class CPUDecoder:
+    """What all decoders on the CPU share: a subclass gives `decode`, and is complete.
+
+    The images are finished in the worker, and `data` is their pixels.
+    """
+
+    on_gpu = False
+
+    def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
+        """Fill images, uint8 [n, size, size, 3]; a BadImageError says in `row` which crop failed."""
+        raise NotImplementedError
+
+    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: Callable[[int], Tensor]) -> Prepared:
+        shape = (len(crops), size, size, 3)
+        data = make_bytes(prod(shape))
+        self.decode(crops, data.numpy().reshape(shape))
+        return Prepared(data, shape)
+
+    def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[Tensor]:
+        for data, shape in batches:
+            yield data.view(shape).permute(0, 3, 1, 2)
+
+    def close(self) -> None:
+        pass
+
+
+def make_decoder(name: str, *, dct_scale: bool = False) -> Decoder:
+    """The decoder of that name in DECODERS. `dct_scale`: see LibjpegDecoder."""
+    if name not in DECODERS:
+        raise UserError(f"decode {name!r} is not one of {', '.join(DECODERS)}")
+    if dct_scale and name != "cpu":
+        raise UserError(f"dct_scale is an option of the cpu decoder: leave it out with decode {name}")
+    module, _, attribute = DECODERS[name].rpartition(".")
+    make = getattr(import_module(module), attribute)
+    return make(dct_scale=True) if dct_scale else make()
+
+
+def decode(
+    record: Record, box: Box, size: int, *, flip: bool = False, decoder: Decoder | None = None
+) -> Tensor:
+    """One crop as a uint8 image [3, size, size]: the box, resized with antialiasing."""
+    import torch
+
+    decoder = decoder or make_decoder("cpu")
+    batch = decoder.prepare(
+        [Crop(record, box, flip)], size, lambda count: torch.empty(count, dtype=torch.uint8)
+    )
+    return next(decoder.finish(iter([batch]), None))[0]

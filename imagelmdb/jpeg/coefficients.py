@@ -1,8 +1,14 @@
-"""Coefficients of progressive and multi-scan JPEGs, and from them tokens (see huffman.py).
+"""The coefficients of JPEGs with several scans, progressive or not, and the tokens made from them.
 
-A scan's blocks are given by their numbers in `coefficients` (int16, 64 a block in zigzag order), in the order
-of the scan; `slots` says by block of an MCU (component, DC look-up, AC look-up); `interval` is in blocks. The
-scan readers return a status of entropy.py.
+The tokens are those of huffman.py. The functions that read a scan share these arguments:
+
+    words, first_word, end_bit   the bits of the scan, see ScanBits in entropy.py
+    interval                     blocks between two restart markers
+    blocks                       the numbers of the scan's blocks in `coefficients`, in the order of the scan
+    slots                        (component, DC look-up, AC look-up) for each block of an MCU
+    coefficients                 int16, 64 for each block, in zigzag order; read and written
+
+They return a status of entropy.py.
 """
 
 from __future__ import annotations
@@ -13,13 +19,13 @@ from imagelmdb.jpeg.entropy import BAD_AC, BAD_CODE, BAD_DC, LEFTOVER, OK, OVERR
 from imagelmdb.jpeg.huffman import BLOCK_END, LOOKUP_BITS, find_code
 from imagelmdb.jpeg.jit import jit
 
-DC_LIMIT, AC_LIMIT = 2047, 1023  # what 8-bit samples can make
+DC_LIMIT, AC_LIMIT = 2047, 1023  # the largest values that 8-bit samples lead to
 _SIZES = np.array([value.bit_length() for value in range(DC_LIMIT + 1)], np.uint8)
 
 
 @jit
 def read_blocks(words, first_word, end_bit, interval, blocks, slots, last, low, lookups, coefficients):
-    """A sequential scan (last 63, low 0), or the first DC scan of a progressive one (last 0)."""
+    """Read a sequential scan (last 63, low 0), or the first DC scan of a progressive file (last 0)."""
     predicted = np.zeros(4, np.int64)
     accumulator, filled, word, end = np.uint64(0), 0, 0, 0
     for n in range(blocks.size):
@@ -70,7 +76,7 @@ def read_blocks(words, first_word, end_bit, interval, blocks, slots, last, low, 
 
 @jit
 def refine_dc(words, first_word, end_bit, interval, blocks, low, coefficients):
-    """One more bit of every DC coefficient."""
+    """Read one more bit of every DC coefficient."""
     for n in range(blocks.size):
         position = first_word[n // interval] * 32 + n % interval
         end = end_bit[n // interval]
@@ -85,7 +91,7 @@ def refine_dc(words, first_word, end_bit, interval, blocks, low, coefficients):
 
 @jit
 def read_ac(words, first_word, end_bit, interval, blocks, row, first, last, low, lookups, coefficients):
-    """The first scan of a band of AC coefficients of one component."""
+    """Read the first scan of a band of AC coefficients of one component."""
     accumulator, filled, word, end, skipped = np.uint64(0), 0, 0, 0, 0
     for n in range(blocks.size):
         if n % interval == 0:
@@ -111,7 +117,9 @@ def read_ac(words, first_word, end_bit, interval, blocks, row, first, last, low,
             bits = np.int64(entry & np.uint32(0xFF))
             size = np.int64((entry >> np.uint32(16)) & np.uint32(15))
             run = np.int64((entry >> np.uint32(20)) & np.uint32(15))
-            if size == 0 and run < 15:  # this block ends, and 2^run - 1 + (run bits) more are empty
+            if (
+                size == 0 and run < 15
+            ):  # the rest of this block, and of the next 2^run - 1 + (run bits) blocks, is 0
                 bits += run
                 skipped = (1 << run) - 1 + (np.int64(accumulator >> np.uint64(64 - bits)) & ((1 << run) - 1))
                 accumulator <<= np.uint64(bits)
@@ -137,7 +145,7 @@ def read_ac(words, first_word, end_bit, interval, blocks, row, first, last, low,
 
 @jit
 def refine_ac(words, first_word, end_bit, interval, blocks, row, first, last, low, lookups, coefficients):
-    """One more bit of a band of AC coefficients, and the coefficients that become +-1 in it."""
+    """Read one more bit of a band of AC coefficients, and the coefficients that this bit makes nonzero."""
     accumulator, filled, word, end, skipped = np.uint64(0), 0, 0, 0, 0
     for n in range(blocks.size):
         if n % interval == 0:
@@ -150,7 +158,7 @@ def refine_ac(words, first_word, end_bit, interval, blocks, row, first, last, lo
         ended = skipped > 0
         skipped -= ended
         while k <= last:
-            zeros, value = 64, 0  # an ended block still holds correction bits up to its last coefficient
+            zeros, value = 64, 0  # after EOB, each nonzero coefficient still has its correction bit
             if not ended:
                 if filled < 32:
                     accumulator |= np.uint64(words[np.uint64(word)]) << np.uint64(32 - filled)
@@ -185,9 +193,8 @@ def refine_ac(words, first_word, end_bit, interval, blocks, row, first, last, lo
                         accumulator |= np.uint64(words[np.uint64(word)]) << np.uint64(32 - filled)
                         word += 1
                         filled += 32
-                    step = (
-                        np.int64(accumulator >> np.uint64(63)) << low
-                    )  # no branch: the bit is as good as random
+                    # No branch here: the bit is as good as random, so a CPU could not predict it.
+                    step = np.int64(accumulator >> np.uint64(63)) << low
                     coefficients[at] += step if coefficients[at] > 0 else -step
                     accumulator <<= np.uint64(1)
                     filled -= 1
@@ -218,9 +225,10 @@ def make_tokens(
     histogram,
     predictions,
 ):
-    """Coefficients to tokens; a block of -1 is padding: the DC coefficient before it, and nothing else.
+    """Make tokens from coefficients. Arguments and results are as in read_tokens of entropy.py.
 
-    predictions[tile, component] becomes the DC coefficient before the tile.
+    blocks: for each block of the output its number, or -1 for padding. A padding block repeats the DC
+    coefficient before it and has no AC coefficients, which takes the fewest bits.
     """
     predicted = np.zeros(4, np.int64)
     slots = slot_components.size

@@ -1,11 +1,22 @@
-"""A box of a tiled JPEG as a smaller JPEG, by slicing its bytes.
+"""Cut a box out of a tiled JPEG. The result is a smaller JPEG, made by slicing bytes; nothing is decoded.
 
     jpeg, left, top = crop_jpeg(tiled.data, tiled.index, (100, 50, 224, 224))
 
     windows = [find_window(data, index, box) for data, index, box in ...]    # many at once are cheaper
     jpegs = cut_out(windows)
 
-No numba here: training runs this for every sample. A crop's rows are runs of tiles; glue.py joins them.
+How it works:
+
+1. Find the tiles that the box touches, and one sample more on each side where chroma is subsampled.
+2. In each row of MCUs these tiles are neighbours, so their bits are one run: one slice of the file.
+3. Copy the file's header and write the smaller height and width into it.
+4. Join the runs (glue.py). That adds a column of MCUs on the left, which the caller cuts away with `left`.
+
+For example, take the 64 x 16 px image of index.py, whose tiles are 16 x 8 px. The box (20, 0, 8, 16) touches
+tile 1 in the first row and tile 5 in the second. The crop is 24 x 16 px: a column of 8 px of glue and two
+tiles, one above the other. The box is at (12, 0) in it.
+
+Training runs this for every sample, so this module does not import numba.
 """
 
 from __future__ import annotations
@@ -24,23 +35,24 @@ _EOI = b"\xff\xd9"
 
 
 class Window(NamedTuple):
-    """What is to be cut out of a JPEG: runs of tiles, behind a head of their own."""
+    """What to cut out of a JPEG: a new header and the runs of tiles that follow it."""
 
     head: bytearray | memoryview
-    runs: Runs | None  # None: the head is all, since the image is not cut into tiles
-    left: int  # the box in the crop, px
+    runs: Runs | None  # None: the image is not cut into tiles, and `head` is the whole file
+    left: int  # where the box is in the crop, px
     top: int
 
 
 def crop_jpeg(
     data: bytes | memoryview, index: bytes, box: tuple[int, int, int, int], *, scale: int = 1
 ) -> tuple[bytes | memoryview, int, int]:
-    """(jpeg, left, top): a JPEG that shows the box (left, top, width, height) at this offset in it.
+    """(jpeg, left, top): a JPEG that contains the box (left, top, width, height), and where the box is in it.
 
-    Its pixels inside the box are those of decoding `data` as a whole. A decoder that shrinks by `scale`
-    (2, 4 or 8) while it decodes looks further, so it needs to be announced. Offsets stay in px of the full
-    size, and the crop starts at a multiple of 8 px: px x of the shrunk crop lies over px
-    [x * scale, x * scale + scale) of the crop, and is right wherever that touches the box.
+    Inside the box its pixels are bit-identical to those of the decoded original.
+
+    Say so with `scale` (2, 4 or 8) if the decoder will shrink the crop while it decodes, since it then needs
+    pixels further outside the box. The offsets stay in px of the full size. Pixel x of the shrunk crop covers
+    px [x * scale, x * scale + scale) of the full-size crop, and is right if that range touches the box.
     """
     window = find_window(data, index, box, scale=scale)
     return cut_out([window])[0], window.left, window.top
@@ -49,7 +61,7 @@ def crop_jpeg(
 def find_window(
     data: bytes | memoryview, index: bytes, box: tuple[int, int, int, int], *, scale: int = 1
 ) -> Window:
-    """The first half of crop_jpeg, with all of its checks."""
+    """The first half of crop_jpeg. It does all the checks and raises JPEGError."""
     data, found = memoryview(data), parse_index(index)
     grid = found.grid
     left, top, width, height = box
@@ -61,13 +73,15 @@ def find_window(
     if not grid.tiles:
         return Window(data, None, left, top)
     tile_width, tiles = grid.mcu_width * grid.tile_mcus, grid.tiles
-    x0, x1 = _reach(left, width, grid.width, grid.margin_x * scale)
-    y0, y1 = _reach(top, height, grid.height, grid.margin_y * scale)
+    x0, x1 = _widen(left, width, grid.width, grid.margin_x * scale)
+    y0, y1 = _widen(top, height, grid.height, grid.margin_y * scale)
     first, last = min(x0 // tile_width, tiles - 1), min((x1 - 1) // tile_width, tiles - 1)
     row, behind = y0 // grid.mcu_height, -(-y1 // grid.mcu_height)
     y0, y1 = row * grid.mcu_height, min(behind * grid.mcu_height, grid.height)
     if last - first == tiles - 1 or left < grid.margin_x * scale:
-        # Whole rows are one run. Beside subsampled chroma no glue may replace the image's own edge.
+        # All columns: consecutive rows are one single run, and the glue is a row of MCUs on top. A box at the
+        # left edge of an image with subsampled chroma comes here too: upsampling would mix a column of glue
+        # in.
         x0, x1 = 0, grid.width
         runs = row * tiles, behind * tiles, 1, grid.columns if row else 0
         y0 -= grid.mcu_height if row else 0
@@ -80,13 +94,13 @@ def find_window(
 
 
 def cut_out(parts: Sequence[Any]) -> list[Any]:
-    """The JPEGs of all windows; what is no window stays as it is."""
+    """Replace each Window by its JPEG. Anything else in the list stays as it is."""
     windows = [part for part in parts if isinstance(part, Window)]
     joined = iter(join_runs([window.runs for window in windows if window.runs]))
     jpegs = iter([b"".join((w.head, *next(joined), _EOI)) if w.runs else w.head for w in windows])
     return [next(jpegs) if isinstance(part, Window) else part for part in parts]
 
 
-def _reach(start: int, size: int, full: int, margin: int) -> tuple[int, int]:
-    """The box and its margins."""
+def _widen(start: int, size: int, full: int, margin: int) -> tuple[int, int]:
+    """The range [start, start + size) with a margin on both sides, inside [0, full)."""
     return max(start - margin, 0), min(start + size + margin, full)

@@ -1,8 +1,10 @@
-"""Entropy-coded data of a sequential scan to tokens (see huffman.py), and tokens to entropy-coded data.
+"""Read the entropy-coded data of a sequential scan as tokens (see huffman.py), and write tokens as such data.
 
-A sequential scan never becomes coefficients: one pass decodes the symbols and counts them, and only the DC
-differences that follow a restart marker change. A helper that took arrays would cost reference counting for
-every token, so the loops are written out.
+One pass decodes the Huffman symbols and counts them. It need not know the coefficients: a token stays as it
+is, except for the DC differences after a restart marker, because the output has no restart markers.
+
+The same few lines, which refill the accumulator and look a code up, occur in each loop. A function for them
+would take arrays, and numba would count references to these for every token.
 """
 
 from __future__ import annotations
@@ -15,51 +17,52 @@ from imagelmdb.jpeg.huffman import BLOCK_END, LOOKUP_BITS, find_code
 from imagelmdb.jpeg.jit import jit
 from imagelmdb.jpeg.markers import JPEGError
 
-BLOCK_BYTES = 256  # more than one block can use: 64 symbols of at most 26 bits
+BLOCK_BYTES = 256  # no block is longer: it has at most 64 symbols of 26 bits
 OK, TRUNCATED, BAD_CODE, BAD_DC, BAD_AC, OVERRUN, LEFTOVER = range(7)
 _REASONS = {
-    TRUNCATED: "truncated: entropy-coded data ends inside a block",
-    BAD_CODE: "a code that no Huffman table holds",
-    BAD_DC: "a DC coefficient out of range",
-    BAD_AC: "an AC coefficient out of range",
+    TRUNCATED: "truncated: the entropy-coded data ends inside a block",
+    BAD_CODE: "a code that is in no Huffman table",
+    BAD_DC: "a DC coefficient is out of range",
+    BAD_AC: "an AC coefficient is out of range",
     OVERRUN: "a block with more than 64 coefficients",
-    LEFTOVER: "data left over behind the last block of an interval",
+    LEFTOVER: "data is left over after the last block of an interval",
 }
 
 
-class Bits(NamedTuple):
-    """Entropy-coded data without stuffing, cut at its restart markers; every interval starts a new word."""
+class ScanBits(NamedTuple):
+    """The bits of a scan without stuffing, cut at its restart markers. Each interval starts a new word."""
 
-    words: np.ndarray  # uint32, most significant bit first, with room to read one block too far
-    first_word: np.ndarray  # int64, by interval
-    end_bit: np.ndarray  # int64, by interval
+    words: np.ndarray  # uint32, most significant bit first; a reader may overrun the end by one block
+    first_word: np.ndarray  # int64 for each interval
+    end_bit: np.ndarray  # int64 for each interval
 
 
 def check(status: int) -> None:
+    """Raise JPEGError for any status but OK."""
     if status != OK:
         raise JPEGError(_REASONS[status])
 
 
-def read_bits(data: np.ndarray, start: int, end: int, intervals: int) -> Bits:
-    """The bits of a scan; JPEGError unless RST0, RST1, ... cut it into just `intervals` intervals."""
+def read_bits(data: np.ndarray, start: int, end: int, intervals: int) -> ScanBits:
+    """The bits of a scan. Raise JPEGError unless RST0, RST1, ... cut it into `intervals` intervals."""
     if 2 * intervals > end - start + 2:
-        raise JPEGError("truncated: fewer restart markers than intervals")
+        raise JPEGError("truncated: too few restart markers")
     buffer = np.empty((end - start + 4 * intervals + BLOCK_BYTES + 8) & ~3, np.uint8)
     first_word, end_bit = np.empty(intervals, np.int64), np.empty(intervals, np.int64)
     escapes = np.flatnonzero(data[start:end] == 0xFF)
     if _unstuff(data, start, end, escapes, buffer, first_word, end_bit) != intervals:
-        raise JPEGError("restart markers that are missing, too many or out of order")
-    return Bits(buffer.view(">u4").astype(np.uint32), first_word, end_bit)
+        raise JPEGError("restart markers are missing, too many or out of order")
+    return ScanBits(buffer.view(">u4").astype(np.uint32), first_word, end_bit)
 
 
 @jit
 def _unstuff(data, start, end, escapes, buffer, first_word, end_bit):
-    """Returns the number of intervals, -1 where they do not fit or are out of order."""
+    """Return the number of intervals, or -1 if the restart markers are too many or out of order."""
     interval, at, copied = 0, 0, start
     first_word[0] = 0
     for i in range(escapes.size + 1):
         escape = start + escapes[i] if i < escapes.size else end
-        if escape < copied:  # an FF of a marker's fill bytes
+        if escape < copied:  # a fill byte of a marker, already skipped
             continue
         stuffed = escape + 1 < end and data[escape + 1] == 0
         stop = escape + 1 if stuffed else escape
@@ -104,10 +107,11 @@ def read_tokens(
     histogram,
     predictions,
 ):
-    """One interleaved scan (or a lone component) to tokens of a scan without restart markers.
+    """Read an interleaved scan, or the scan of a grey image, as the tokens of a scan without restart markers.
 
-    slots: by block of an MCU (component, DC look-up, AC look-up). Fills tokens, starts[block], histogram and
-    predictions[tile, component]: the DC coefficient before the tile.
+    slots: (component, DC look-up, AC look-up) for each block of an MCU. Fills tokens; starts[block], the
+    block's first token; histogram; and predictions[tile, component], the DC coefficient before the tile.
+    Returns a status.
     """
     dc_in = np.zeros(4, np.int64)
     dc_out = np.zeros(4, np.int64)
@@ -150,7 +154,9 @@ def read_tokens(
             difference = extra if size == 0 or extra >> (size - 1) else extra - (1 << size) + 1
             old = dc_in[component]
             dc_in[component] = old + difference
-            if old != dc_out[component]:  # behind a restart marker
+            if (
+                old != dc_out[component]
+            ):  # after a restart marker: the difference must refer to the block before
                 difference = old + difference - dc_out[component]
                 size, magnitude = 0, abs(difference)
                 while magnitude >> size:
@@ -197,10 +203,10 @@ def read_tokens(
 
 @jit
 def write_tokens(tokens, starts, row_blocks, row_tiles, tile_blocks, codes, out, positions):
-    """Tokens to entropy-coded data, which EOI closes; returns the bytes written.
+    """Write tokens as entropy-coded data, with EOI at its end. Returns the number of bytes.
 
-    positions[tile] is where it begins: 8 * the byte that holds its first bit + the bits before it in there. A
-    tile is tile_blocks blocks of a row, its last what is left of it. One more position is the end.
+    Fills positions[tile]: 8 * the byte of the tile's first bit + the bits before it in that byte. One more
+    position is the end. A tile is tile_blocks blocks of a row; the last tile of a row takes the rest.
     """
     at, tile = 0, 0
     accumulator, filled = np.uint64(0), 0
@@ -249,7 +255,7 @@ def write_tokens(tokens, starts, row_blocks, row_tiles, tile_blocks, codes, out,
 
 @jit
 def _flush(accumulator, filled, out, at):
-    """The whole bytes among the last `filled` bits; returns where the next goes."""
+    """Write the whole bytes among the last `filled` bits. Returns where the next byte goes."""
     while filled >= 8:
         filled -= 8
         out[at] = np.uint8((accumulator >> np.uint64(filled)) & np.uint64(0xFF))

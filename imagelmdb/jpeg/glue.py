@@ -1,10 +1,38 @@
-"""Glue: what joins runs of tiles to one scan without restart markers.
+"""Join the runs of a crop to one valid scan, with a few bits of glue before each run.
 
-With restart markers libjpeg-turbo decodes Huffman codes on its slow path, which costs a crop 8 % of its time,
-and tiles have to divide a row. Without them a run begins somewhere in a byte, and its first DC differences
-refer to the tile on its left. So a blank MCU goes before each run: its DC differences lead from where the
-last run ended to where this one begins, and a filler brings its bits to the run's place in a byte. It shows
-as a column of blank MCUs on the crop's left; where whole rows are one run, as a row on top of it.
+A run cannot simply follow the run before it, for two reasons. It may begin inside a byte. And its first DC
+differences refer to the tile on its left, which is not in the crop. So one MCU of glue goes before each run:
+
+    first block of each component   a DC difference: from the DC where the last run ended to the DC where this
+                                    run begins
+    its other blocks                a DC difference of 0
+    end of every block              EOB, the Huffman code that ends a block
+    in the very first block         fillers, until the glue ends at the right bit of a byte
+
+A filler is an AC code with an odd number of bits, so 0 to 7 fillers reach every bit of a byte. On the decoded
+crop the glue is a column of MCUs on the left, which the caller cuts away. Where a run is whole rows, the glue
+is a row of MCUs on top.
+
+An example: the image of index.py, and a crop that puts tile 5 below tile 1.
+
+    tile 1   bits 257 to 544     DC before it  16  -8 -12     DC at its end  -28  54  49
+    tile 5   bits 1372 to 1665   DC before it  37  14 -11
+
+The glue between them changes the DC values by 37 + 28 = 65, 14 - 54 = -40 and -11 - 49 = -60. Tile 1 ends
+with a full byte (544 = 68 * 8). Tile 5 begins at bit 4 of byte 171 (1372 = 171 * 8 + 4), so the last 4 bits
+of that byte go into the glue, and the crop copies the file from byte 172 on. The glue is 80 bits, written as
+10 bytes:
+
+    Y    1110 1000001   a difference of 7 bits: 65      (1010010) x 6   fillers      010   EOB
+    Cb   0 010111       a difference of 6 bits: -40                                  010   EOB
+    Cr   0 000011       a difference of 6 bits: -60                                  010   EOB
+    0001                the last 4 bits of byte 171
+
+A negative difference is written with its bits inverted: 40 is 101000, so -40 is 010111. There are six
+fillers, since 38 bits without them and 6 * 7 bits of fillers make 80, a multiple of 8.
+
+Restart markers could join runs as well. But with them libjpeg-turbo decodes on its slow path, which costs a
+crop 8 % of its time, and all tiles of a row would need the same width.
 """
 
 from __future__ import annotations
@@ -16,14 +44,14 @@ import numpy as np
 
 from imagelmdb.jpeg.index import CODES_BYTES, DC_SIZES, EOB, FILLER, ITEMS_AT, Index
 
-_WORD = 62  # bits that int64 surely holds
+_WORD = 62  # bits that always fit into an int64
 _MASKS = (1 << np.arange(_WORD + 1)) - 1
 _SIZES = np.array([difference.bit_length() for difference in range(1 << DC_SIZES)])
-_PAIRS = np.array((0, 1, 1))  # of Huffman tables, by component
+_GROUPS = np.array((0, 1, 1))  # which group of codes each component uses
 
 
 class Runs(NamedTuple):
-    """The runs of one crop: the tiles from begin + i * row_tiles up to end + i * row_tiles, for i < count."""
+    """The runs of one crop. Run i is the tiles from begin + i * row_tiles up to end + i * row_tiles."""
 
     index: Index
     body: memoryview  # the entropy-coded bytes of the image
@@ -31,41 +59,44 @@ class Runs(NamedTuple):
     begin: int
     end: int
     count: int
-    blanks: int  # MCUs of glue before the first run; 0: none, for that begins the image
+    blanks: int  # MCUs of glue before the first run; 0 if that run begins the image
 
 
 class Edges(NamedTuple):
-    """Where runs begin, and where they end: arrays [2, run]."""
+    """Where runs begin and where they end: arrays [2, run]."""
 
-    at: np.ndarray  # the byte that holds the next bit
-    bits: np.ndarray  # that lie before it in there
-    bytes: np.ndarray  # that byte
-    dc: np.ndarray  # [component, 2, run]: the DC coefficients before it, less the image's least
+    at: np.ndarray  # the byte that has the next bit
+    bits: np.ndarray  # how many bits of that byte come before it
+    bytes: np.ndarray  # the value of that byte
+    dc: np.ndarray  # [component, 2, run]: the DC values there, as stored in the index (minus the smallest)
 
 
-class Bits(NamedTuple):
-    """Strings of bits as numbers: of int64, or of Python where that is too short."""
+class BitStrings(NamedTuple):
+    """An array of bit strings, each a number and its length in bits.
+
+    The numbers are int64, or Python's where 62 bits are too few.
+    """
 
     numbers: np.ndarray
     lengths: np.ndarray
 
-    def then(self, other: Bits) -> Bits:
+    def append(self, other: BitStrings) -> BitStrings:
         lengths = self.lengths + other.lengths
-        return Bits(_hold(self.numbers, lengths) << other.lengths | other.numbers, lengths)
+        return BitStrings(_widen(self.numbers, lengths) << other.lengths | other.numbers, lengths)
 
-    def times(self, count: np.ndarray) -> Bits:
+    def repeat(self, count: np.ndarray) -> BitStrings:
         lengths = self.lengths * count
-        ones = (_hold(np.ones_like(lengths), lengths) << lengths) - 1
-        return Bits(ones // np.maximum(_MASKS[self.lengths], 1) * self.numbers, lengths)
+        ones = (_widen(np.ones_like(lengths), lengths) << lengths) - 1
+        return BitStrings(ones // np.maximum(_MASKS[self.lengths], 1) * self.numbers, lengths)
 
-    def of(self, rows: np.ndarray) -> Bits:
-        return Bits(self.numbers[rows], self.lengths[rows])
+    def take(self, rows: np.ndarray) -> BitStrings:
+        return BitStrings(self.numbers[rows], self.lengths[rows])
 
 
 def join_runs(crops: Sequence[Runs]) -> list[list[bytes | memoryview]]:
-    """By crop the parts of one scan: glue, the whole bytes of a run, and so on, and a last byte.
+    """For each crop the parts of its scan: glue, a slice of the file, glue, a slice, ..., and the last byte.
 
-    All crops at once, for numpy's calls take far longer than their work on one.
+    A call of numpy takes far longer than its work on one crop, so all crops of a batch are joined at once.
     """
     if not crops:
         return []
@@ -73,27 +104,30 @@ def join_runs(crops: Sequence[Runs]) -> list[list[bytes | memoryview]]:
     owner, stops = np.repeat(np.arange(len(crops)), counts), counts.cumsum()
     firsts = stops - counts
     ranges = list(zip(crops, firsts.tolist(), stops.tolist(), strict=True))
-    edges, codes, least = _find_edges(ranges, owner, firsts)
+    edges, codes, smallest = _find_edges(ranges, owner, firsts)
 
-    heads = Bits(edges.bytes[0] & _MASKS[-edges.bits[0] & 7], -edges.bits[0] & 7)
-    tails = Bits(edges.bytes[1] >> 8 - edges.bits[1], edges.bits[1])
-    blanks = [_spell_blanks(crop, row) for crop, row in zip(crops, codes, strict=True)]
-    before = _follow(tails, firsts, [blank[len(blank) & ~7 :] for blank in blanks])
-    steps = _spell_steps(edges.dc, codes, least, owner, firsts)
-    closings = [closing.of(owner) for closing in _spell_closings(crops, codes)]
-    filler = _spell(codes[owner, 0, FILLER])
-    known = sum(part.lengths for part in (before, *steps, *closings, heads))
-    fill = filler.times(-known * filler.lengths & 7)  # odd lengths are their own inverses modulo 8
-    glue = _pack_all(  # three strings, each of which all but always fits into a word
-        before.then(steps[0]).then(fill),
-        closings[0].then(steps[1]).then(closings[1]),
-        steps[2].then(closings[2]).then(heads),
+    # A run begins with the last bits of one byte (heads) and ends with the first bits of another (tails).
+    heads = BitStrings(edges.bytes[0] & _MASKS[-edges.bits[0] & 7], -edges.bits[0] & 7)
+    tails = BitStrings(edges.bytes[1] >> 8 - edges.bits[1], edges.bits[1])
+    blanks = [_write_blanks(crop, row) for crop, row in zip(crops, codes, strict=True)]
+    before = _find_carried(tails, firsts, [blank[len(blank) & ~7 :] for blank in blanks])
+    steps = _write_steps(edges.dc, codes, smallest, owner, firsts)
+    closings = [closing.take(owner) for closing in _write_closings(crops, codes)]
+    filler = _split_codes(codes[owner, 0, FILLER])
+    known_bits = sum(part.lengths for part in (before, *steps, *closings, heads))
+    # An odd length times itself is 1 modulo 8, so this many fillers make the sum a multiple of 8.
+    fill = filler.repeat(-known_bits * filler.lengths & 7)
+    glue = _pack_all(  # three strings, since each of them nearly always fits into 62 bits
+        before.append(steps[0]).append(fill),
+        closings[0].append(steps[1]).append(closings[1]),
+        steps[2].append(closings[2]).append(heads),
     )
 
-    # The byte in which a run begins went to the glue, and with an FF its stuffed 00
+    # The byte in which a run begins is in the glue already. If it is FF, so is the 00 that follows it in the
+    # file.
     starts = edges.at[0] + (edges.bits[0] > 0) * (1 + (edges.bytes[0] == 0xFF))
     starts, ends = _lists(starts, edges.at[1])
-    last = tails.of(stops - 1)
+    last = tails.take(stops - 1)
     padding = -last.lengths & 7
     endings = zip(*_lists((last.numbers + 1 << padding) - 1, last.lengths + padding), strict=True)
     parts = []
@@ -110,27 +144,33 @@ def join_runs(crops: Sequence[Runs]) -> list[list[bytes | memoryview]]:
 def _find_edges(
     ranges: list[tuple[Runs, int, int]], owner: np.ndarray, firsts: np.ndarray
 ) -> tuple[Edges, np.ndarray, np.ndarray]:
-    """(edges, codes [crop, pair of tables, 14], least DC coefficient [component, crop])."""
+    """(edges, codes [crop, group, 14], smallest DC value [component, crop])."""
     crops = [crop for crop, *_ in ranges]
     data = b"".join([crop.index.data for crop in crops])
     words, codes = (
-        np.ndarray(len(data) + 1 - size, kind, data, strides=(1,))  # from every byte on
+        np.ndarray(len(data) + 1 - size, kind, data, strides=(1,))  # one that begins at every byte
         for size, kind in ((8, "<i8"), (4, "<u4"))
     )
     offsets = np.cumsum([0, *(len(crop.index.data) for crop in crops[:-1])])
     scalars = np.array(
         [
-            (*crop[2:5], crop.index.codes_at, crop.index.pace, *crop.index.widths, *crop.index.least)
+            (
+                *crop[2:5],
+                crop.index.codes_at,
+                crop.index.tile_bits,
+                *crop.index.field_bits,
+                *crop.index.smallest,
+            )
             for crop in crops
         ]
     )
-    row_tiles, begin, end, codes_at, pace, *widths = scalars[:, :9].T
-    least = scalars[:, 9:].T
+    row_tiles, begin, end, codes_at, tile_bits, *widths = scalars[:, :9].T
+    smallest = scalars[:, 9:].T
     codes = codes[(offsets + codes_at)[:, None] + np.arange(0, CODES_BYTES, 4)].astype(np.int64)
     tiles = np.array((begin, end))[:, owner] + row_tiles[owner] * (np.arange(owner.size) - firsts[owner])
     bit = tiles * sum(widths)[owner]
     items = words[(offsets + ITEMS_AT)[owner] + (bit >> 3)] >> (bit & 7)
-    positions = (items & _MASKS[widths[0]][owner]) + least[0][owner] + tiles * pace[owner]
+    positions = (items & _MASKS[widths[0]][owner]) + smallest[0][owner] + tiles * tile_bits[owner]
     dc, shift = np.empty((3, *tiles.shape), np.int64), 0
     for component, before, width in zip(dc, widths, widths[1:], strict=False):
         shift = shift + before
@@ -139,67 +179,69 @@ def _find_edges(
     edge_bytes = np.empty_like(at)
     for crop, a, b in ranges:
         edge_bytes[:, a:b] = np.frombuffer(crop.body, np.uint8)[at[:, a:b]]
-    return Edges(at, positions & 7, edge_bytes, dc), codes.reshape(-1, 2, FILLER + 1), least[1:]
+    return Edges(at, positions & 7, edge_bytes, dc), codes.reshape(-1, 2, FILLER + 1), smallest[1:]
 
 
-def _follow(tails: Bits, firsts: np.ndarray, starts: list[str]) -> Bits:
-    """What lies in the byte before each run's own MCU of glue: the end of the last run, or of the blanks."""
+def _find_carried(tails: BitStrings, firsts: np.ndarray, starts: list[str]) -> BitStrings:
+    """The bits before each MCU of glue, in the same byte: the end of the run before, or of the blank row."""
     numbers, lengths = np.roll(tails.numbers, 1), np.roll(tails.lengths, 1)
     numbers[firsts] = [int("0" + start, 2) for start in starts]
     lengths[firsts] = [len(start) for start in starts]
-    return Bits(numbers, lengths)
+    return BitStrings(numbers, lengths)
 
 
-def _spell_blanks(crop: Runs, codes: np.ndarray) -> str:
-    """All blank MCUs before the first run but the last one."""
+def _write_blanks(crop: Runs, codes: np.ndarray) -> str:
+    """The MCUs of glue before the first run, except the last one, as a string of 0 and 1."""
     if crop.blanks < 2:
         return ""
     first, *others = crop.index.grid.blocks
-    pairs = [[format(code >> 8, f"0{code & 0xFF}b") for code in (row[0], row[EOB])] for row in codes.tolist()]
-    return ("".join(pairs[0]) * first + "".join(pairs[1]) * sum(others)) * (crop.blanks - 1)
+    groups = [
+        [format(code >> 8, f"0{code & 0xFF}b") for code in (row[0], row[EOB])] for row in codes.tolist()
+    ]
+    return ("".join(groups[0]) * first + "".join(groups[1]) * sum(others)) * (crop.blanks - 1)
 
 
-def _spell_steps(
-    dc: np.ndarray, codes: np.ndarray, least: np.ndarray, owner: np.ndarray, firsts: np.ndarray
-) -> list[Bits]:
-    """By component: the DC difference to the begin of each run from the end of the last, or from 0."""
+def _write_steps(
+    dc: np.ndarray, codes: np.ndarray, smallest: np.ndarray, owner: np.ndarray, firsts: np.ndarray
+) -> list[BitStrings]:
+    """For each component, the DC difference before each run: from the end of the run before, or from 0."""
     steps = dc[:, 0].copy()
     steps[:, 1:] -= dc[:, 1, :-1]
-    steps[:, firsts] = dc[:, 0, firsts] + least
+    steps[:, firsts] = dc[:, 0, firsts] + smallest
     sizes = _SIZES[np.abs(steps)]
-    numbers, lengths = _spell(codes[owner, _PAIRS[:, None], sizes])
+    numbers, lengths = _split_codes(codes[owner, _GROUPS[:, None], sizes])
     numbers = numbers << sizes | (steps + (steps >> 63) & _MASKS[sizes])
-    return [Bits(*part) for part in zip(numbers, lengths + sizes, strict=True)]
+    return [BitStrings(*part) for part in zip(numbers, lengths + sizes, strict=True)]
 
 
-def _spell_closings(crops: Sequence[Runs], codes: np.ndarray) -> list[Bits]:
-    """By component, for each crop: what a blank MCU holds behind its first DC difference."""
+def _write_closings(crops: Sequence[Runs], codes: np.ndarray) -> list[BitStrings]:
+    """For each component and crop: EOB of the first block of the glue, and the component's other blocks."""
     closings = []
-    for pair, count in zip(_PAIRS, np.array([crop.index.grid.blocks for crop in crops]).T, strict=True):
-        end = _spell(codes[:, pair, EOB])
-        blank = _spell(codes[:, pair, 0]).then(end)
-        closings.append(end.then(blank.times(np.maximum(count - 1, 0))))
+    for group, count in zip(_GROUPS, np.array([crop.index.grid.blocks for crop in crops]).T, strict=True):
+        end = _split_codes(codes[:, group, EOB])
+        blank = _split_codes(codes[:, group, 0]).append(end)
+        closings.append(end.append(blank.repeat(np.maximum(count - 1, 0))))
     return closings
 
 
-def _spell(codes: np.ndarray) -> Bits:
-    return Bits(codes >> 8, codes & 0xFF)
+def _split_codes(codes: np.ndarray) -> BitStrings:
+    return BitStrings(codes >> 8, codes & 0xFF)
 
 
-def _hold(numbers: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The numbers as a type that holds this many bits."""
+def _widen(numbers: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers in a type that has room for this many bits."""
     return numbers.astype(object) if lengths.max() > _WORD else numbers
 
 
-def _pack_all(*strings: Bits) -> list[bytes]:
-    """Whole bytes of entropy-coded data, each of one string of each."""
+def _pack_all(*strings: BitStrings) -> list[bytes]:
+    """Row by row, one string of each array after the other, as whole bytes of entropy-coded data."""
     lengths = sum(string.lengths for string in strings)
     if any(string.numbers.dtype == object for string in strings):
         numbers = np.zeros(lengths.size, object)
         for string in strings:
             numbers = numbers << string.lengths | string.numbers
         return [_pack(*both) for both in zip(*_lists(numbers, lengths), strict=True)]
-    words = np.zeros((len(strings), lengths.size), np.uint64)  # of one long number
+    words = np.zeros((len(strings), lengths.size), np.uint64)  # row by row one long number
     for string in strings:
         shift = string.lengths.astype(np.uint64)
         words[:-1] = words[:-1] << shift | words[1:] >> np.uint64(1) >> np.uint64(63) - shift
@@ -213,7 +255,7 @@ def _pack_all(*strings: Bits) -> list[bytes]:
 
 
 def _pack(number: int, length: int) -> bytes:
-    """Whole bytes of entropy-coded data."""
+    """The whole bytes of entropy-coded data: a 00 is stuffed after each FF."""
     return number.to_bytes(length >> 3, "big").replace(b"\xff", b"\xff\0")
 
 

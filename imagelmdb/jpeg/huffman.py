@@ -1,11 +1,14 @@
-"""Huffman tables: look-up tables to decode with, and optimal code lengths to encode with.
+"""Huffman tables: look-up tables for decoding, and optimal codes for encoding.
 
-A token is one Huffman symbol of a block with its extra bits, in 32 bits:
+Between the two, a block is a list of tokens. A token is one Huffman symbol with its extra bits, in 32 bits:
 
-    bits 16..25  table and symbol: output table (0 DC 0, 1 AC 0, 2 DC 1, 3 AC 1) << 8 | symbol
-    bits 0..15   the extra bits, as many as the symbol's low four bits say
+    bits 16..25   output table << 8 | symbol
+    bits 0..15    the extra bits; the symbol's low four bits say how many
 
-The first component is coded with tables 0 and 1, all others with 2 and 3.
+The output has four tables. The first component uses 0 (DC) and 1 (AC), the others use 2 (DC) and 3 (AC).
+
+For example, the first component's AC coefficient 5 after two zeros is the symbol 0x23: two zeros, then a
+value of 3 bits. The extra bits are 101, so the token is (1 << 8 | 0x23) << 16 | 0b101 = 0x1230005.
 """
 
 from __future__ import annotations
@@ -18,21 +21,24 @@ from imagelmdb.jpeg.markers import HuffmanTable
 LOOKUP_BITS = 10
 LOOKUP_SIZE = 1 << LOOKUP_BITS
 TABLE_SIZE = LOOKUP_SIZE + 2 * 17 + 256  # look-up, limit by length, first index by length, entries
-BLOCK_END = 128  # how far EOB advances: past any coefficient
+BLOCK_END = 128  # EOB advances the coefficient index by this, past any coefficient
 
-DC, AC, PROGRESSIVE_AC = 0, 1, 2  # which symbols a table may hold
+DC, AC, PROGRESSIVE_AC = 0, 1, 2  # the kind of a table: which symbols it may have
 
-# libjpeg-turbo looks codes of up to 8 bits up and reads longer ones bit by bit. So the rarest symbols, one in
-# RARE of all, share a prefix, and all others get 8 bits at most.
+# libjpeg-turbo finds codes of up to 8 bits in a table, and reads longer codes bit by bit, which is slower. So
+# all symbols get at most 8 bits, except the rarest ones, which together are at most one in RARE and share a
+# prefix.
 FAST_BITS, RARE = 8, 200
-_RESERVED, _PREFIX = 256, 257  # no symbols: the code of ones only, and the prefix
+_RESERVED, _PREFIX = 256, 257  # stand for the forbidden code of all ones, and for the shared prefix
 
 
 def make_lookup(table: HuffmanTable, kind: int, output_table: int) -> np.ndarray:
-    """One row of uint32: the look-up table and, behind it, what finds codes longer than LOOKUP_BITS.
+    """One row of uint32: the look-up table for LOOKUP_BITS bits, then what find_code needs for longer codes.
 
-    An entry is 0 (look further, or no such code), or
-    bits 16..25 table and symbol, 8..15 how far the coefficient index moves on, 0..7 bits of code and extra.
+    An entry is 0 if the code is longer, or if there is none. Otherwise it has
+    in bits 16..25 the output table and the symbol, as in a token,
+    in bits 8..15 by how much the coefficient index advances,
+    in bits 0..7 the number of bits, of the code and its extra bits together.
     """
     row = np.zeros(TABLE_SIZE, np.uint32)
     counts = np.array(list(table.counts), np.int64)
@@ -72,7 +78,7 @@ def _fill_lookup(counts, symbols, kind, output_table, row):
 
 @jit
 def find_code(lookups, row, accumulator):
-    """The entry of a code longer than LOOKUP_BITS, 0 where there is none."""
+    """The entry of a code longer than LOOKUP_BITS, or 0 if there is no such code."""
     prefix = np.int64(accumulator >> np.uint64(48))
     for length in range(1, 17):
         if prefix < lookups[row, LOOKUP_SIZE + length]:
@@ -83,9 +89,9 @@ def find_code(lookups, row, accumulator):
 
 @jit
 def optimal_table(histogram, table, counts, symbols):
-    """Code lengths for one table: at most 16 bits, no code of ones only, and few of more than FAST_BITS.
+    """Find the optimal codes of one table: at most 16 bits, none of all ones, and few longer than FAST_BITS.
 
-    Fills counts[1..16] and symbols, returns the number of symbols.
+    Fills counts[1..16], how many codes have this length, and symbols. Returns the number of symbols.
     """
     frequency = np.zeros(258, np.int64)
     frequency[:256] = histogram[table * 256 : table * 256 + 256]
@@ -120,13 +126,13 @@ def optimal_table(histogram, table, counts, symbols):
 
 @jit
 def _code_lengths(frequency, limit):
-    """By symbol, of those with a frequency: the rarest has the longest code, the reserved one above all."""
+    """The code length of each symbol that occurs, at most `limit`. The reserved one gets the longest code."""
     order = np.argsort(2 * frequency - (np.arange(258) == _RESERVED), kind="mergesort")
     order = order[frequency[order] > 0]
     count = order.size
     weight, parent = np.zeros(2 * count, np.int64), np.zeros(2 * count, np.int64)
     weight[:count] = frequency[order]
-    leaf, inner = 0, count  # the lightest of both kinds that has no parent
+    leaf, inner = 0, count  # the lightest leaf and the lightest inner node without a parent
     for node in range(count, 2 * count - 1):
         for _ in range(2):
             if leaf < count and (inner == node or weight[leaf] <= weight[inner]):
@@ -141,7 +147,7 @@ def _code_lengths(frequency, limit):
         if node < count:
             of_length[depth[node]] += 1
     for i in range(258, limit, -1):  # ITU T.81, annex K.2
-        while of_length[i] > 0:  # move a pair up: its prefix takes one, a shorter code makes room
+        while of_length[i] > 0:  # shorten two codes: one takes their prefix, the other joins a shorter code
             j = i - 2
             while of_length[j] == 0:
                 j -= 1
@@ -160,7 +166,11 @@ def _code_lengths(frequency, limit):
 
 @jit
 def fill_codes(table, counts, symbols, codes):
-    """codes[table and symbol] = (code << extra bits) << 8 | bits of code and extra bits."""
+    """Fill codes[table << 8 | symbol].
+
+    The value is (code << number of extra bits) << 8 | the number of bits, of the code and its extra bits
+    together.
+    """
     code, index = 0, 0
     for length in range(1, 17):
         for _ in range(counts[length]):

@@ -1,19 +1,44 @@
-"""The tile index of a JPEG: where each tile begins, and what it takes to begin decoding there.
+"""The tile index of a JPEG: where each tile begins, and what a decoder must know to begin there.
 
-No numba here: training reads it for every sample. Little-endian, one a record:
+It has one item for each tile, row by row, and one more for the end of the image. An item has two facts:
 
-    CRC-32 of the rest
-    version, the fields of Grid, those of Index that are numbers
-    and where the image is cut:
-    bit by bit from the lowest on, an item for each tile, row by row, and one for the end: its position less
-        pace * its number less the least of that, and by component the DC coefficient before it less the least
-        (the end's is unused)
-    uint32 by pair of Huffman tables (the first component's, the others'): code << 8 | its bits, of the DC
-        sizes 0 to 11, of EOB, and the first pair's filler: an AC symbol with its extra bits, an odd number in
-        all
+    position   where the tile's first bit is, as 8 * byte + bit, counted from the first entropy-coded byte
+    DC         for each component, the DC coefficient of the last block before the tile. JPEG stores a DC
+               coefficient as the difference from the block before it, so a tile is no use without this.
+               (The item for the end repeats the DC values of the last tile. Nobody reads them.)
 
-A position is 8 * the byte that holds the next bit + the bits before it in that byte; bytes count from the
-first entropy-coded one.
+Both are stored as small offsets. Tiles have about the same length, so tile n is predicted at n * tile_bits.
+The field of the position is the actual position minus the prediction, minus the smallest such difference in
+the image; so it is never negative. The field of a component is its DC value minus the smallest one in the
+image.
+
+An example: a 64 x 16 px image with three components, cut into tiles of 16 x 8 px, so 4 tiles a row and 8 in
+all. The last bit is at position 2206, so tile_bits is 2206 / 8 tiles = 275 (rounded down). Tile 5 begins at
+byte 171, bit 4:
+
+                     position                        DC of Y     of Cb      of Cr
+    value            8 * 171 + 4 = 1372              37          14         -11
+    prediction       5 * 275 = 1375                  -           -          -
+    difference       1372 - 1375 = -3                37          14         -11
+    smallest         -18                             -59         -9         -59
+    stored           -3 + 18 = 15                    96          23         48
+    bits of a field  6 (differences: -18 to 28)      7           7          7
+
+An item therefore has 6 + 7 + 7 + 7 = 27 bits; tile 5's item begins at bit 5 * 27 of the items.
+
+The whole index, little-endian:
+
+    CRC-32 of all that follows
+    version, the fields of Grid, field_bits, tile_bits, smallest
+    the items, packed without gaps, from the lowest bit of each byte up      } only if the image is cut
+    the codes that glue.py needs, 2 x 14 uint32                              }
+
+The first 14 codes are for the first component, the others for the other components. Each is code << 8 | its
+length in bits. Codes 0 to 11 are the Huffman codes of DC differences of 0 to 11 bits. Code 12 is EOB, which
+ends a block. Code 13 is the filler (only in the first 14): an AC code with its extra bits, an odd number in
+all.
+
+Training reads an index for every sample, so this module does not import numba.
 """
 
 from __future__ import annotations
@@ -27,71 +52,82 @@ import numpy as np
 from imagelmdb.jpeg.markers import JPEGError
 
 INDEX_VERSION = 3
-DC_SIZES = 12  # the bits of a DC difference of 8-bit samples: 0 to 11
-EOB, FILLER = DC_SIZES, DC_SIZES + 1  # what follows their codes
+DC_SIZES = 12  # a DC difference of 8-bit samples has 0 to 11 bits
+EOB, FILLER = DC_SIZES, DC_SIZES + 1  # where their codes are in a group of codes
 _CRC = struct.Struct("<I")
 _HEAD = struct.Struct("<B7B5H3I4BQq3h")
 ITEMS_AT = _CRC.size + _HEAD.size
 CODES_BYTES = 4 * 2 * (FILLER + 1)
-_MAX_WIDTH = 57  # bits of an item: with up to 7 before them they lie in 8 bytes
+_MAX_ITEM_BITS = 57  # an item begins at bit 0 to 7 of a byte, and must end within 8 bytes
 
 
 class Grid(NamedTuple):
-    """How an image is cut into tiles: tile_mcus MCUs of one row of MCUs; the last takes what is left over."""
+    """How an image is cut: a tile is tile_mcus MCUs of one row of MCUs. The last of a row takes the rest."""
 
     mcu_width: int  # px
     mcu_height: int
-    margin_x: int  # px: one sample of the coarsest component, 0 where none is subsampled
+    margin_x: int  # px that one sample of the coarsest component covers; 0 if no component is subsampled
     margin_y: int
-    blocks: tuple[int, int, int]  # of an MCU by component; a grey image has one
+    blocks: tuple[int, int, int]  # of an MCU, for each component; a grey image has one component
     tile_mcus: int
-    tiles: int  # of a row; 0: the image is not cut
-    width: int  # the image, px
+    tiles: int  # in a row; 0: the image is not cut
+    width: int  # of the image, px
     height: int
-    size_at: int  # where SOF keeps the height and the width
-    header_length: int  # all up to the first entropy-coded byte
-    header_crc: int  # CRC-32 of that
-    length: int  # of the JPEG
+    size_at: int  # the byte of the frame header where the height and the width are
+    header_length: int  # bytes before the first entropy-coded byte
+    header_crc: int  # CRC-32 of them
+    length: int  # of the whole JPEG, bytes
 
     @property
     def columns(self) -> int:
-        """MCUs of a row."""
+        """MCUs in a row."""
         return -(-self.width // self.mcu_width)
 
     @property
     def rows(self) -> int:
-        """Of MCUs."""
+        """Rows of MCUs."""
         return -(-self.height // self.mcu_height)
 
 
 class Index(NamedTuple):
-    """An index that is sound."""
+    """A parsed index. Its checksum and version are right. The items stay packed in `data`."""
 
     data: bytes
     grid: Grid
-    widths: tuple[int, int, int, int]  # bits of an item's fields
-    pace: int  # bits a tile
-    least: tuple[int, int, int, int]  # of the fields
+    field_bits: tuple[int, int, int, int]  # of an item's fields: position, DC of each component
+    tile_bits: int  # the mean length of a tile, which predicts the positions
+    smallest: tuple[int, int, int, int]  # what was subtracted from each field
     codes_at: int
 
 
 def make_index(grid: Grid, codes: np.ndarray, positions: np.ndarray, dc: np.ndarray) -> bytes:
-    """codes [2, 14]. positions: of all tiles and the end. dc: by tile and component, what is before it.
+    """The bytes of an index.
 
-    An image whose items would be too long (some 50 MB of noise) is not cut.
+    codes: [2, 14]; positions: of all tiles and of the end; dc: [tile, component]. If an item needs too many
+    bits (which takes some 50 MB of noise), the index says that the image is not cut.
     """
-    pace = int(positions[-1]) // max(positions.size - 1, 1)
-    fields = np.column_stack((positions - pace * np.arange(positions.size), np.append(dc, dc[-1:], axis=0)))
-    least = fields.min(0)
-    widths = [int(spread).bit_length() for spread in fields.max(0) - least]
-    if sum(widths) > _MAX_WIDTH:
+    tile_bits = int(positions[-1]) // max(positions.size - 1, 1)
+    differences = positions - tile_bits * np.arange(positions.size)
+    fields = np.column_stack((differences, np.append(dc, dc[-1:], axis=0)))
+    smallest = fields.min(0)
+    field_bits = [int(spread).bit_length() for spread in fields.max(0) - smallest]
+    if sum(field_bits) > _MAX_ITEM_BITS:
         grid = grid._replace(tiles=0)
-    missing = (0,) * (4 - len(widths))
-    numbers = *grid[:4], *grid.blocks, *grid[5:], *widths, *missing, pace, *least.tolist(), *missing
+    missing = (0,) * (4 - len(field_bits))
+    numbers = (
+        *grid[:4],
+        *grid.blocks,
+        *grid[5:],
+        *field_bits,
+        *missing,
+        tile_bits,
+        *smallest.tolist(),
+        *missing,
+    )
     body = _HEAD.pack(INDEX_VERSION, *numbers)
     if grid.tiles:
         words, shift = np.zeros(positions.size, "<u8"), 0
-        for field, width in zip((fields - least).T.astype(np.uint64), widths, strict=True):
+        for field, width in zip((fields - smallest).T.astype(np.uint64), field_bits, strict=True):
             words |= field << np.uint64(shift)
             shift += width
         bits = np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
@@ -101,7 +137,7 @@ def make_index(grid: Grid, codes: np.ndarray, positions: np.ndarray, dc: np.ndar
 
 
 def parse_index(index: bytes) -> Index:
-    """JPEGError where the index is damaged."""
+    """Raise JPEGError if the index is damaged or of another version."""
     if len(index) < ITEMS_AT:
         raise JPEGError("a damaged tile index" if index else "no tile index")
     version, *fields = _HEAD.unpack_from(index, _CRC.size)
@@ -109,7 +145,7 @@ def parse_index(index: bytes) -> Index:
         raise JPEGError("a damaged tile index")
     if version != INDEX_VERSION:
         raise JPEGError(
-            f"tile index of version {version}, this release reads version {INDEX_VERSION}: convert anew"
+            f"tile index of version {version}, but this release reads version {INDEX_VERSION}: convert again"
         )
     grid = Grid(*fields[:4], tuple(fields[4:7]), *fields[7:15])
     return Index(index, grid, tuple(fields[15:19]), fields[19], tuple(fields[20:]), len(index) - CODES_BYTES)

@@ -1,4 +1,4 @@
-"""The scans of a JPEG to tokens (see huffman.py) of one interleaved scan, whatever scans they were."""
+"""Read the scans of a JPEG, whatever they are, as the tokens of one interleaved scan (see huffman.py)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from imagelmdb.jpeg import coefficients, entropy
 from imagelmdb.jpeg.huffman import AC, DC, PROGRESSIVE_AC, make_lookup
 from imagelmdb.jpeg.markers import Header, HuffmanTable, JPEGError, Scan
 
-MAX_BLOCKS = 1 << 22  # of an image that has to become coefficients: 512 MB, 89 megapixels at 4:4:4
-_KEPT_SCRATCH = 1 << 24  # elements: what a thread keeps for its next image
+MAX_BLOCKS = 1 << 22  # of an image with several scans: 512 MB of coefficients, 89 megapixels at 4:4:4
+_KEPT_SCRATCH = 1 << 24  # elements: a thread keeps arrays of up to this size for its next image
 _scratch = threading.local()
 
 
 class Layout(NamedTuple):
-    """The MCUs of an image as one interleaved scan."""
+    """The MCUs of an image as one interleaved scan, and how they form tiles."""
 
     mcu_width: int  # px
     mcu_height: int
-    columns: int
+    columns: int  # MCUs in a row
     rows: int
     slots: tuple[int, ...]  # the component of every block of an MCU
-    tile_mcus: int = 1  # of a tile; the last of a row takes what is left over
-    row_tiles: int = 1
+    tile_mcus: int = 1  # MCUs of a tile; the last tile of a row takes the rest
+    row_tiles: int = 1  # tiles in a row
 
     @property
     def blocks(self) -> int:
@@ -37,10 +37,12 @@ class Layout(NamedTuple):
 
 
 class Tokens(NamedTuple):
+    """The tokens of an image. `borrow` owns the first two arrays: the thread's next image overwrites them."""
+
     values: np.ndarray
-    starts: np.ndarray  # by block, and the end
-    histogram: np.ndarray  # by table and symbol
-    predictions: np.ndarray  # by tile and component: the DC coefficient before the tile
+    starts: np.ndarray  # the first token of each block, and the end
+    histogram: np.ndarray  # [table << 8 | symbol]
+    predictions: np.ndarray  # [tile, component]: the DC coefficient before the tile
 
 
 def make_layout(header: Header) -> Layout:
@@ -80,7 +82,7 @@ def read_tokens(data: bytes, header: Header, layout: Layout) -> Tokens:
 
 
 def borrow(name: str, size: int, dtype: type) -> np.ndarray:
-    """An uninitialised array that lives in this thread: fresh pages would cost as much as the coding."""
+    """This thread's array of that name, not cleared. Fresh memory for each image doubles the time."""
     array = getattr(_scratch, name, None)
     if array is None or array.size < size:
         array = np.empty(size, dtype)
@@ -99,13 +101,13 @@ def _empty_tokens(capacity: int, layout: Layout) -> Tokens:
 
 
 class _Lookups:
-    """The look-up tables of a scan, each made once."""
+    """The look-up tables of a scan. Components with equal tables share one."""
 
     def __init__(self):
         self._made = {}
 
     def rows(self, scan: Scan, n: int, ac_kind: int) -> tuple[int, int, int]:
-        """(component, DC row, AC row) of the scan's n-th component; a row that it does not need is 0."""
+        """(component, DC row, AC row) of the scan's n-th component. A row that is not needed is 0."""
         component = scan.components[n]
         output = 0 if component == 0 else 2
         dc = self._row(scan.dc_tables[n], DC, output) if scan.first == 0 and scan.high == 0 else 0
@@ -124,27 +126,30 @@ class _Lookups:
 def _check_sequential(header: Header) -> None:
     seen = [i for scan in header.scans for i in scan.components]
     if sorted(seen) != list(range(len(header.components))):
-        raise JPEGError("a component with no scan, or with two")
+        raise JPEGError("a component has no scan, or two")
     if any((scan.first, scan.last, scan.high, scan.low) != (0, 63, 0, 0) for scan in header.scans):
-        raise JPEGError("a sequential scan of a part of the coefficients")
+        raise JPEGError("a sequential scan with only some of the coefficients")
 
 
 def _check_progression(header: Header) -> None:
-    """Every coefficient arrives, bit by bit, in order: decoders smooth an image that stays incomplete."""
-    low = [[None] * 64 for _ in header.components]  # the last bit known
+    """Check that the scans bring every bit of every coefficient, in order.
+
+    Decoders smooth an incomplete image, so its pixels would not stay the same when it is re-coded.
+    """
+    low = [[None] * 64 for _ in header.components]  # for each coefficient the lowest bit that is known
     for scan in header.scans:
         is_dc = scan.first == 0
         if (scan.last > 0 if is_dc else len(scan.components) > 1) or not scan.first <= scan.last <= 63:
-            raise JPEGError("a progressive scan of a wrong band")
+            raise JPEGError("a progressive scan of a wrong band of coefficients")
         for component in scan.components:
             known = low[component]
             due = {known[k] for k in range(scan.first, scan.last + 1)}
             is_next = due == {scan.high} and scan.low == scan.high - 1 if scan.high else due == {None}
             if not is_next or scan.low > 13 or (not is_dc and known[0] is None):
-                raise JPEGError("progressive scans out of order")
+                raise JPEGError("progressive scans are out of order")
             known[scan.first : scan.last + 1] = [scan.low] * (scan.last + 1 - scan.first)
     if any(set(known) != {0} for known in low):
-        raise JPEGError("progressive scans that do not complete the image")
+        raise JPEGError("progressive scans do not complete the image")
 
 
 def _read_coefficients(flat: np.ndarray, header: Header, layout: Layout) -> np.ndarray:
@@ -154,7 +159,7 @@ def _read_coefficients(flat: np.ndarray, header: Header, layout: Layout) -> np.n
         _check_sequential(header)
     if layout.blocks > min(8 * flat.size, MAX_BLOCKS):
         raise JPEGError(
-            f"{layout.blocks} blocks: more than there are bits, or too many for scans that refine"
+            f"{layout.blocks} blocks: more than the file has bits, or than {MAX_BLOCKS} in several scans"
         )
     values = np.zeros(64 * layout.blocks, np.int16)
     planes = _block_numbers(header, layout)
@@ -171,7 +176,7 @@ def _read_scan(
         lookups.rows(scan, n, PROGRESSIVE_AC if header.progressive else AC)
         for n in range(len(scan.components))
     ]
-    if len(scan.components) == 1:  # no MCUs: the blocks row by row, without the padding
+    if len(scan.components) == 1:  # such a scan has no MCUs: its blocks come row by row, without padding
         blocks, slots = _real_blocks(header, scan.components[0], planes), rows
     else:
         parts = [header.components[i] for i in scan.components]
@@ -196,7 +201,7 @@ def _read_scan(
 
 
 def _block_numbers(header: Header, layout: Layout) -> list[np.ndarray]:
-    """By component: the numbers in `coefficients` of its blocks, padding too, as they lie in the image."""
+    """For each component an array [row, column] of its blocks' numbers in `coefficients`, with padding."""
     planes, first = [], 0
     for part in header.components:
         shape = layout.rows * part.v, layout.columns * part.h
@@ -206,12 +211,13 @@ def _block_numbers(header: Header, layout: Layout) -> list[np.ndarray]:
 
 
 def _by_mcu(plane: np.ndarray, h: int, v: int) -> np.ndarray:
+    """[row, column] of blocks as [MCU, block of the MCU]."""
     rows, columns = plane.shape[0] // v, plane.shape[1] // h
     return plane.reshape(rows, v, columns, h).transpose(0, 2, 1, 3).reshape(rows * columns, v * h)
 
 
 def _real_size(header: Header, component: int) -> tuple[int, int]:
-    """(rows, columns) of blocks that hold a part of the image."""
+    """(rows, columns) of the blocks that show some of the image: those that are not padding."""
     part = header.components[component]
     h_max, v_max = max(p.h for p in header.components), max(p.v for p in header.components)
     return -(-header.height * part.v // (8 * v_max)), -(-header.width * part.h // (8 * h_max))

@@ -1,9 +1,11 @@
-"""Lossless tiling: the same quantised coefficients, re-coded so that crop.py can slice them.
+"""Tile a JPEG without loss: re-code the same quantised coefficients so that crop.py can slice them.
 
     >>> tiled = tile_jpeg(Path("n01440764_10026.JPEG").read_bytes())
     >>> jpeg, left, top = crop_jpeg(tiled.data, tiled.index, (100, 50, 224, 224))
 
-The result is a sequential JPEG with optimised Huffman tables and an index of where its tiles begin.
+A tile is a few neighbouring MCUs in one row (an MCU, minimum coded unit, is 8 x 8 px, or 16 x 16 px where
+chroma is subsampled by two). The result is a sequential JPEG without restart markers, with Huffman tables
+optimised for this image, and an index of where its tiles begin. It is about as large as the original.
 """
 
 from __future__ import annotations
@@ -32,36 +34,19 @@ from imagelmdb.jpeg.markers import (
 from imagelmdb.jpeg.scans import Layout, Tokens, borrow, make_layout, read_tokens
 from imagelmdb.jpeg.tables import make_tables
 
-# Measured with photo-like images, 4:4:4 at q96 and 4:2:0 at q90: bytes of the original a tile, size with
-# index against the original, bytes of a RandomResizedCrop against it, and how many times as fast as to decode
-# the whole it is to cut that out and decode it.
+# How much of the original a tile has at least, in bytes. A tile's item in the index costs 5 to 6 bytes, so
+# narrow tiles make the store larger; wide tiles make the crops larger. Measured on photo-like images of 500 x
+# 375 px, 4:4:4 at quality 96, with RandomResizedCrop; "times as fast" is cutting out and decoding against
+# decoding the whole image:
 #
-#                4:4:4: tile  bytes  size   crop  times    4:2:0: tile  bytes  size   crop  times
-#     500x375         24 px    124  1.027  0.443   1.85          32 px    139  1.024  0.474   1.53
-#                     48 px    237  1.005  0.470   1.75          48 px    202  1.013  0.490   1.54
-#                     64 px    326  0.999  0.499   1.64          64 px    278  1.006  0.517   1.43
-#                     96 px    435  0.995  0.515   1.57          96 px    371  1.002  0.540   1.40
-#                       row   2609  0.984  0.716   1.25            row   2225  0.991  0.739   1.20
-#     500x333         24 px    123  1.025  0.410   1.93          32 px    142  1.022  0.441   1.52
-#                     48 px    235  1.004  0.437   1.89          48 px    206  1.012  0.461   1.61
-#                     64 px    324  0.998  0.459   1.73          64 px    284  1.005  0.488   1.41
-#                     96 px    432  0.994  0.504   1.66          96 px    378  1.001  0.527   1.32
-#                       row   2590  0.983  0.716   1.26            row   2269  0.991  0.750   1.12
-#     333x500         24 px    125  1.024  0.349   2.03          32 px    138  1.022  0.389   1.63
-#                     48 px    249  1.002  0.373   1.92          48 px    216  1.010  0.407   1.68
-#                     64 px    291  0.999  0.380   1.88          64 px    252  1.007  0.415   1.58
-#                     96 px    436  0.992  0.399   1.88          96 px    379  1.000  0.435   1.60
-#                       row   1745  0.983  0.443   1.77            row   1514  0.991  0.481   1.57
-#     375x500         24 px    117  1.029  0.374   1.86          32 px    138  1.023  0.411   1.53
-#                     48 px    233  1.006  0.408   1.86          48 px    207  1.011  0.438   1.56
-#                     64 px    311  1.000  0.421   1.70          64 px    276  1.006  0.446   1.53
-#                     96 px    467  0.994  0.448   1.74          96 px    414  1.000  0.474   1.55
-#                       row   1867  0.985  0.499   1.59            row   1658  0.991  0.529   1.45
+#     a tile          bytes of a tile   store / originals   crop / original   times as fast
+#     24 px                       124               1.027             0.443            1.85
+#     64 px                       326               0.999             0.499            1.64
+#     the whole row              2609               0.984             0.716            1.25
 #
-# A tile costs 5 to 6 bytes of index, so what it holds decides, not its width. With 300 bytes a store of 4:4:4
-# photos is as large as the files, and its crops take 1 or 2 % longer than with 200.
+# With 300 bytes the store is as large as the originals. With 200 bytes crops would be 1 to 2 % faster.
 TILE_BYTES = 300
-_MAX_SIDE = 65500 - 32  # px: what libjpeg decodes, less an MCU of glue
+_MAX_SIDE = 65500 - 32  # px: libjpeg decodes 65500, and glue adds up to one MCU
 
 
 class Tiled(NamedTuple):
@@ -72,18 +57,19 @@ class Tiled(NamedTuple):
 
 
 class Written(NamedTuple):
-    head: bytes  # all up to the entropy-coded bytes
-    size_at: int  # where the frame keeps its height
-    body: bytes  # with EOI
+    head: bytes  # everything before the entropy-coded bytes
+    size_at: int  # the byte of the head where the height is
+    body: bytes  # the entropy-coded bytes and EOI
     positions: np.ndarray  # of the tiles and of the end, see index.py
     glue_codes: np.ndarray  # for the index
 
 
 def tile_jpeg(data: bytes, tile_width: int | None = None, *, tile_bytes: int = TILE_BYTES) -> Tiled:
-    """Tiles one MCU high, the narrowest that are tile_width px wide or hold tile_bytes of the original.
+    """Re-code a JPEG in tiles that are one MCU high. Raise JPEGError with the reason if that fails.
 
-    The last of a row takes what is left over. An image that is too narrow for tiles, or too large for glue,
-    is not cut. JPEGError says why a file cannot be re-coded.
+    Tiles are at least tile_width px wide, if that is given. Otherwise they are as wide as it takes for
+    tile_bytes bytes of the original. The last tile of a row takes the rest of the row. An image that is too
+    narrow for tiles, or too large for glue, is re-coded but not cut: a crop of it is the whole file.
     """
     header = parse(data)
     layout = make_layout(header)
@@ -92,10 +78,11 @@ def tile_jpeg(data: bytes, tile_width: int | None = None, *, tile_bytes: int = T
         tile_mcus = -(-tile_bytes * layout.columns * layout.rows // max(size, 1))
     else:
         tile_mcus = -(-tile_width // layout.mcu_width)
-    least = -(-4 // len(layout.slots))  # blocks have 2 bits: no two tiles begin in the same byte
-    tile_mcus = min(max(tile_mcus, least), layout.columns)
-    row_tiles = max(layout.columns - least, 0) // tile_mcus + 1
-    is_cut = layout.columns >= least and max(header.width, header.height) <= _MAX_SIDE
+    # A block has at least 2 bits. With 4 blocks no two tiles begin in the same byte, which glue.py relies on.
+    min_mcus = -(-4 // len(layout.slots))
+    tile_mcus = min(max(tile_mcus, min_mcus), layout.columns)
+    row_tiles = max(layout.columns - min_mcus, 0) // tile_mcus + 1
+    is_cut = layout.columns >= min_mcus and max(header.width, header.height) <= _MAX_SIDE
     layout = layout._replace(tile_mcus=tile_mcus, row_tiles=row_tiles)
     tokens = read_tokens(data, header, layout)
     written = write_jpeg(header, layout, tokens)
@@ -119,11 +106,14 @@ def tile_jpeg(data: bytes, tile_width: int | None = None, *, tile_bytes: int = T
 
 
 def write_jpeg(header: Header, layout: Layout, tokens: Tokens) -> Written:
+    """Write the tokens as a sequential JPEG with Huffman tables of its own."""
     tables = make_tables(tokens)
     head, size_at = _make_head(header, tables.huffman)
     positions = np.empty(layout.tiles + 1, np.int64)
     bits = int((tokens.histogram * (tables.codes & np.uint64(0xFF)).astype(np.int64)).sum())
-    out = borrow("out", bits // 4 + 16, np.uint8)  # twice the bytes: all may need stuffing
+    out = borrow(
+        "out", bits // 4 + 16, np.uint8
+    )  # twice as much as the bits need, in case every byte is FF and needs a stuffed 00
     blocks = len(layout.slots)
     cut = layout.columns * blocks, layout.row_tiles, layout.tile_mcus * blocks
     size = entropy.write_tokens(tokens.values, tokens.starts, *cut, tables.codes, out, positions)
@@ -131,14 +121,14 @@ def write_jpeg(header: Header, layout: Layout, tokens: Tokens) -> Written:
 
 
 def find_margins(header: Header) -> tuple[int, int]:
-    """px that one sample of the coarsest component covers, 0 where it is one."""
+    """How many px one sample of the coarsest component covers (across, down), or 0 where it is one."""
     across = max(part.h for part in header.components) // min(part.h for part in header.components)
     down = max(part.v for part in header.components) // min(part.v for part in header.components)
     return across if across > 1 else 0, down if down > 1 else 0
 
 
 def _make_head(header: Header, tables: list[HuffmanTable]) -> tuple[bytes, int]:
-    """(all up to the entropy-coded bytes, where the frame keeps its height)."""
+    """(everything before the entropy-coded bytes, the byte where the height is)."""
     parts = header.components
     numbers = sorted({part.quant for part in parts})
     wide = any(max(header.quants[i]) > 255 for i in numbers)

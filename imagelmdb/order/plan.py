@@ -1,10 +1,10 @@
-"""The plan: which box of an image is cut out and whether it is flipped, for a whole batch at once.
+"""The plan: which box of each image is cut out and whether it is flipped, for a whole batch at once.
 
     boxes, flips = plan_train(seed, epoch, positions, sizes)
     boxes = plan_eval(sizes, size=224, resize=256)
 
-A pure function of (seed, epoch, position): no state, any order, any slice. Sizes are (width, height),
-boxes (left, top, width, height), all in pixels of the stored image.
+The plan is a pure function of (seed, epoch, position), so any part of it can be computed alone and in any
+order. Sizes are (width, height) and boxes are (left, top, width, height), in pixels of the stored image.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from imagelmdb.order.rng import CROPS, make_key, random_bits, random_uniform
 
-_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
-_DRAWS = 32  # counters of one position: two an attempt, then these
+_ATTEMPTS = 10  # like torchvision's RandomResizedCrop
+_DRAWS = 32  # random numbers reserved for a position: two for each attempt, then the four below
 _TOP, _LEFT, _FLIP, _TRANSFORM = range(2 * _ATTEMPTS, 2 * _ATTEMPTS + 4)
 
 
@@ -28,10 +28,11 @@ def plan_train(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     hflip: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """RandomResizedCrop's boxes, int64[n, 4], and flips, bool[n].
+    """The boxes of RandomResizedCrop, int64[n, 4], and the flips, bool[n].
 
-    The boxes have the distribution of torchvision's: up to ten tries of a random area and ratio, the
-    first that fits at a random place, else the largest centred box of an allowed ratio.
+    The boxes have the distribution of torchvision's. Up to ten times, draw an area and a ratio of the sides.
+    The first box that fits goes to a random place. If none fits, take the largest centred box of an allowed
+    ratio.
     """
     key = make_key(seed, epoch, CROPS)
     counters = np.asarray(positions, np.int64) * _DRAWS
@@ -39,7 +40,7 @@ def plan_train(
     shapes = _fallback_shapes(sizes, ratio)
     places = (sizes - shapes) // 2
 
-    left = np.arange(len(sizes))  # rows without a box so far
+    left = np.arange(len(sizes))  # rows that have no box yet
     for attempt in range(_ATTEMPTS):
         if not left.size:
             break
@@ -60,10 +61,11 @@ def plan_train(
 
 
 def plan_eval(sizes: np.ndarray, *, size: int, resize: int) -> np.ndarray:
-    """Resize(resize) and CenterCrop(size) as one box, int64[n, 4], for one resize to (size, size).
+    """Resize(resize) and CenterCrop(size) as one box, int64[n, 4], to be resized to (size, size).
 
-    The box is the crop's outline on the original, each edge rounded to a whole pixel. On 120 generated photos
-    of ImageNet's sizes the pixels differ by 1.2 of 255 in the mean from those of the two steps.
+    The box is the outline of that crop on the original, with each edge rounded to a whole pixel. On 120
+    generated photos of ImageNet's sizes the pixels differ from those of the two steps by 1.2 of 255 on
+    average.
     """
     sizes = np.asarray(sizes, np.int64)
     shorter = sizes.min(axis=1, keepdims=True)
@@ -76,12 +78,13 @@ def plan_eval(sizes: np.ndarray, *, size: int, resize: int) -> np.ndarray:
 
 
 def plan_seeds(seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
-    """uint64 for each position: what seeds its sample's own transforms."""
+    """One uint64 for each position: the seed of further random transforms of that sample."""
     counters = np.asarray(positions, np.int64) * _DRAWS
     return random_bits(make_key(seed, epoch, CROPS), counters + _TRANSFORM)
 
 
 def _fallback_shapes(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
+    """(width, height) of the largest box in each image whose ratio is allowed."""
     width, height = sizes[:, 0], sizes[:, 1]
     found = width / height
     shapes = sizes.copy()

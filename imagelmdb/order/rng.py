@@ -1,10 +1,10 @@
-"""Counter-based random numbers: pure functions of a key and a counter, whole arrays at once.
+"""Random numbers that are pure functions of a key and a counter, computed for whole arrays at once.
 
     key = make_key(seed, epoch, CROPS)
     random_uniform(key, np.arange(256))   # float64[256] in [0, 1)
 
-Draw i of a key is step i of SplitMix64 started at that key, so any draw can be had without the ones
-before it, in any order and on any process.
+Number i of a key is what step i of SplitMix64 gives when it starts at that key. So every process can compute
+any number without those before it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import isqrt
 
 import numpy as np
 
-# What a draw is for; part of its key, so that uses never share numbers.
+# What the numbers are for. It is part of the key, so that two uses never share numbers.
 CROPS, FULL, BLOCK, LOCAL, BUFFER = range(5)
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -21,7 +21,7 @@ _MASK = (1 << 64) - 1
 
 
 def make_key(*words: int) -> int:
-    """64 well-mixed bits of the words (any ints; negative ones too)."""
+    """Mix the words, which are any integers, into 64 bits."""
     key = 0
     for word in words:
         key = _mix_int((key + (word & _MASK) + _GOLDEN) & _MASK)
@@ -29,7 +29,7 @@ def make_key(*words: int) -> int:
 
 
 def random_bits(key: int | np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """uint64, one for each counter (an array of ints, not negative) and its key."""
+    """One uint64 for each counter (integers that are not negative) and its key."""
     z = counters.astype(np.uint64)
     z += np.uint64(1)
     z *= np.uint64(_GOLDEN)
@@ -48,12 +48,14 @@ def random_uniform(key: int, counters: np.ndarray) -> np.ndarray:
 
 
 def permute(count: int, key: int | np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Where a permutation of range(count) takes each position: int64, no table at any count.
+    """Where a random permutation of range(count) moves each position, int64. It needs no table.
 
     An array of keys gives each position its own permutation.
-    A Feistel network on pairs (x, y) of range(a) * range(b), a * b just above count, where each half-round
-    adds a hash of one half to the other. What lands above count walks on until it does not: of the
-    1,281,167 images of ImageNet 1 in 5,000 does.
+
+    The permutation is a Feistel network. It writes a position as a pair (x, y) with x < a and y < b, where a
+    * b is count or slightly more. Each half-round adds a hash of one number to the other. A result of count
+    or more goes through the network again, until it is below count. For the 1,281,167 images of ImageNet 1 in
+    5,000 does.
     """
     values = np.asarray(positions, np.uint64)
     keys = np.broadcast_to(np.asarray(key, np.uint64), values.shape)
@@ -69,7 +71,7 @@ def _feistel(count: int, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     a = isqrt(count - 1) + 1
     a, b = np.uint64(a), np.uint64(-(-count // a))
     x, y = values // b, values % b
-    for step in range(4):  # 8 half-rounds: 4 do for large domains, small ones want more
+    for step in range(4):  # 8 half-rounds: 4 are enough for large counts, but not for small ones
         x = (x + random_bits(keys ^ _ROUNDS[2 * step], y) % a) % a
         y = (y + random_bits(keys ^ _ROUNDS[2 * step + 1], x) % b) % b
     return x * b + y

@@ -1,19 +1,20 @@
-"""The order: which positions of the epoch a rank takes at a step, and which records stand there.
+"""The order: which positions of the epoch each rank takes at each step, and which records are there.
 
     sampler = Sampler(len(store), batch_size=1024, rank=0, world_size=8, seed=0)
-    positions = sampler.positions(step)             # a range: no table, start at any step
-    indices = sampler.indices(epoch, positions)     # of the store
+    positions = sampler.positions(step)             # a range; any step, without those before it
+    indices = sampler.indices(epoch, positions)     # record numbers in the store
 
-Pure functions, so a run may stop at any step and go on with another number of workers or ranks: the
-global batch at step s holds positions [s * batch_size, (s + 1) * batch_size), rank r every
-world_size-th of them.
+The global batch at step s is the positions from s * batch_size to (s + 1) * batch_size. Rank r takes every
+world_size-th of them, beginning with the r-th. For example, with batch_size 8 and 2 ranks, rank 1 takes
+positions 25, 27, 29 and 31 at step 3. All this is a pure function of (seed, epoch, step), so a run can stop
+at any step and continue with another number of workers or ranks.
 
 Shuffles:
-    full    a permutation of all records
-    block   blocks of neighbouring records in random order, shuffled in windows of many blocks; for
-            cold or remote disks, which read each block in one go
-    local   each node permutes the records it has; for clusters where no disk holds everything
-    none    as stored (evaluation)
+    full    a random permutation of all records
+    block   blocks of neighbouring records in random order, mixed with many other blocks (blocks.py); for cold
+            or remote disks, which then read each block in one go
+    local   each node shuffles the records on its own disk; for clusters where no node has all records
+    none    the order of the store, for evaluation
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ SHUFFLES = ("full", "block", "local", "none")
 class Sampler:
     """One rank's share of the global order.
 
-    count: records in the store; repeats: how many neighbouring positions share a record (repeated
-    augmentation; the epoch keeps its length). Training drops the last partial batch; with `keep_last`
-    the last batch is short, and empty on some ranks.
-    node_runs: for "local", the records that each node reads of its own store, as runs of indices; nodes in
-    the order of the ranks.
+    count: how many records the store has.
+    repeats: how many neighbouring positions share a record (repeated augmentation). The epoch keeps its
+        length, so it has fewer different records.
+    keep_last: keep the last batch of the epoch, which may be short and, on some ranks, empty.
+    node_runs: for "local", which records each node reads from its own store, as ranges of record numbers,
+        node by node in the order of the ranks. place_shards in shards.py makes them.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Sampler:
             raise UserError(f"shuffle {shuffle!r} is not one of {', '.join(SHUFFLES)}")
         if batch_size < 1 or (batch_size % world_size and not keep_last):
             raise UserError(
-                f"batch_size {batch_size} does not split over {world_size} ranks; take a multiple"
+                f"batch_size {batch_size} does not split over {world_size} ranks: choose a multiple"
             )
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.seed, self.shuffle, self.repeats = seed, shuffle, repeats
@@ -65,30 +67,32 @@ class Sampler:
         self.total = sum(self.counts)
         self.steps_per_epoch = -(-self.total // batch_size) if keep_last else self.total // batch_size
         if not self.steps_per_epoch:
-            raise UserError(f"{self.total} records are fewer than one batch of {batch_size}")
+            raise UserError(
+                f"{self.total} records are fewer than one batch of {batch_size}: choose a smaller batch_size"
+            )
         self._node, self._ranks = 0, world_size
         if shuffle == "local":
             self._check_nodes()
 
     @property
     def images_per_epoch(self) -> int:
-        """Over all ranks."""
+        """Of all ranks together."""
         whole = self.steps_per_epoch * self.batch_size
         return self.total if self.shuffle == "local" else min(whole, self.total)
 
     def positions(self, step: int) -> range:
-        """This rank's positions at a step."""
+        """The positions of this rank at a step."""
         if self.shuffle != "local":
             start = step * self.batch_size
             return range(start + self.rank, min(start + self.batch_size, self.total), self.world_size)
-        # A node spreads all its records over the epoch's steps: batches differ by one at the most.
+        # Each node spreads its records over all steps, so its batches differ by at most one record.
         first = sum(self.counts[: self._node])
         each, longer = divmod(self.counts[self._node], self.steps_per_epoch)
         start, end = (first + s * each + min(s, longer) for s in (step, step + 1))
         return range(start + self.rank % self._ranks, end, self._ranks)
 
     def indices(self, epoch: int, positions: range | np.ndarray) -> np.ndarray:
-        """The records at these positions, int64; in "local" indices of this node's own store."""
+        """The record numbers at these positions, int64. With "local" they count in this node's own store."""
         places = np.asarray(positions, np.int64)
         if self.shuffle == "none":
             return places
@@ -107,9 +111,10 @@ class Sampler:
         return permute(self.total, make_key(self.seed, epoch, FULL), places)
 
     def upcoming(self, epoch: int, step: int, *, steps_ahead: int) -> np.ndarray:
-        """The records to ask the disk for at a step, so that they are there when their turn comes.
+        """The records to ask the disk for at a step, so that they are in memory when they are needed.
 
-        Under "block" runs of neighbours, a window ahead; else what comes `steps_ahead` later.
+        With "block" these are whole blocks, one window ahead. Otherwise they are those that are read
+        `steps_ahead` steps later.
         """
         if self.shuffle == "block":
             places = np.asarray(self.positions(step), np.int64) // self.repeats
@@ -121,12 +126,14 @@ class Sampler:
     def _check_nodes(self) -> None:
         nodes = len(self.counts)
         if self.world_size % nodes:
-            raise UserError(f"{self.world_size} ranks on {nodes} nodes: every node needs as many ranks")
+            raise UserError(
+                f"{self.world_size} ranks on {nodes} nodes: each node needs the same number of ranks"
+            )
         self._ranks = self.world_size // nodes
         self._node = self.rank // self._ranks
-        least = min(range(nodes), key=self.counts.__getitem__)
-        if self.counts[least] < self.steps_per_epoch * self._ranks:
+        smallest = min(range(nodes), key=self.counts.__getitem__)
+        if self.counts[smallest] < self.steps_per_epoch * self._ranks:
             raise UserError(
-                f"node {least} has {self.counts[least]} records, fewer than its {self._ranks} ranks "
-                f"take in {self.steps_per_epoch} steps; move shards to it or take a larger batch_size"
+                f"node {smallest} has {self.counts[smallest]} records, but its {self._ranks} ranks need one "
+                f"each in {self.steps_per_epoch} steps: move shards to it or choose a larger batch_size"
             )

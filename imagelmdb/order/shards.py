@@ -1,7 +1,12 @@
-"""Shards on the nodes of a cluster, each of which reads only what lies on its own disks.
+"""Which node of a cluster reads which shard, if each node reads only from its own disks.
 
-here = find_local_shards("/local/train-lmdb")      # {shard: records}; tell it to the other nodes
-runs = place_shards([node_0, node_1, ...], shards)
+Node 0 has the shards 0 (100 records) and 1 (50 records), node 1 has the shards 2 (70) and 1 (50):
+
+>>> place_shards([{0: 100, 1: 50}, {2: 70, 1: 50}], 3)
+[[range(0, 100)], [range(0, 70), range(70, 120)]]
+
+Both have shard 1. Node 1 reads it, because it has fewer records so far. A range counts in the node's own
+store, which is its shards in the order given.
 """
 
 from __future__ import annotations
@@ -13,18 +18,20 @@ from imagelmdb.errors import StoreError
 
 
 def place_shards(node_shards: Sequence[Mapping[int, int]], shards: int) -> list[list[range]]:
-    """Which records of its own partial store each node reads, as runs, so that every one is read once.
+    """For each node the ranges of records that it reads from its own store, so that each shard is read once.
 
-    A shard that lies on several nodes is read by the one that has the fewest records so far.
+    node_shards: for each node its shards, {shard: number of records}. shards: how many there are in all. If
+    several nodes have a shard, the one with the fewest records so far reads it.
     """
-    holders = {shard: [n for n, found in enumerate(node_shards) if shard in found] for shard in range(shards)}
-    if missing := [shard for shard, nodes in holders.items() if not nodes]:
+    owners = {shard: [n for n, found in enumerate(node_shards) if shard in found] for shard in range(shards)}
+    if missing := [shard for shard, nodes in owners.items() if not nodes]:
         raise StoreError(
-            f"{len(missing)} of {shards} shards lie on no node, the first of them {missing[0]}: copy them"
+            f"{len(missing)} of {shards} shards are on no node, the first of them is {missing[0]}: "
+            f"copy each of them to a node"
         )
     counts = [0] * len(node_shards)
     taken: list[set[int]] = [set() for _ in node_shards]
-    for shard, nodes in sorted(holders.items(), key=lambda item: len(item[1])):
+    for shard, nodes in sorted(owners.items(), key=lambda item: len(item[1])):
         node = min(nodes, key=counts.__getitem__)
         taken[node].add(shard)
         counts[node] += node_shards[node][shard]

@@ -1,6 +1,6 @@
 """convert: writes a store of everything in a source, with many threads, and goes on if it was interrupted.
 
-report = convert(open_source("/imagenet/train"), "train-lmdb/")
+report = convert("/imagenet/train", "train-lmdb/")
 
     source ─► read and encode (threads, results in order) ─► commits (one thread) ─► shards
 """
@@ -26,7 +26,7 @@ from imagelmdb.store.format import FORMAT_VERSION, Meta
 from imagelmdb.store.output import Output
 from imagelmdb.store.progress import make_bar
 from imagelmdb.store.reader import LMDBStore
-from imagelmdb.store.sources import Source
+from imagelmdb.store.sources import Source, open_source
 from imagelmdb.store.writer import Row, ShardWriter
 
 _COMMIT_BYTES = 32 << 20
@@ -61,7 +61,7 @@ class Report:
 
 
 def convert(
-    source: Source,
+    source: Source | str | Path,
     output: str | Path,
     *,
     how: Encoding | None = None,
@@ -75,6 +75,7 @@ def convert(
 ) -> Report:
     """Write a store of everything in `source`, or go on with a conversion that was interrupted.
 
+    source: a Source, or a path for open_source.
     how: by default losslessly tiled JPEGs, but raw pixels if the source has raw pixels.
     workers: threads; by default one for each core.
     skip_bad: leave out the items that are not images. Without it they leave the store unfinished:
@@ -84,6 +85,8 @@ def convert(
     Raises UserError if the output is not usable, before it touches anything, and at the end if no item is an
     image. Raises DiskFullError if the disk is full.
     """
+    if isinstance(source, (str, Path)):
+        source = open_source(source)
     how = how or Encoding(source.encoding)
     workers = count_cores() if workers is None else workers
     if workers < 0 or shards < 1 or seed < 0 or not len(source):

@@ -23,6 +23,7 @@ import simplejpeg
 from PIL import Image
 
 from imagelmdb.errors import BadImageError
+from imagelmdb.store.format import Record
 
 _JPEG_START = b"\xff\xd8\xff"
 _FOUR_INKS = ("CMYK", "YCCK")  # libjpeg-turbo cannot convert these to RGB; Pillow can
@@ -93,6 +94,20 @@ def open_image(data: bytes | memoryview) -> Image.Image:
         return _open_with_pillow(data).convert("RGB")
     except _PILLOW_ERRORS as error:
         raise BadImageError(str(error) or type(error).__name__) from error
+
+
+def read_image(record: Record) -> Image.Image:
+    """A record's whole image."""
+    if isinstance(record.image, np.ndarray):
+        return Image.fromarray(record.image)
+    return open_image(record.image)
+
+
+def read_record_size(record: Record) -> tuple[int, int]:
+    """(width, height) of a record's image."""
+    if isinstance(record.image, np.ndarray):
+        return record.image.shape[1], record.image.shape[0]
+    return read_size(record.image)
 
 
 def _read_header(data: bytes | memoryview) -> tuple[int, int, str, str]:

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, coloured by the page's CSS variables so that they follow light and dark.
+"""Line charts as inline SVG. Their colours are CSS variables of the page, so they follow light and dark mode.
 
 svg = draw_lines([Line("train", [(1, 2.3), (2, 1.9)], "a")], x_label="epoch", y_format="{:.2f}")
 """
@@ -9,25 +9,27 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 86, 22, 34  # margins: tick labels, the lines' own labels
-LABEL_GAP = 15  # px between the baselines of two lines' labels
+LEFT, RIGHT, TOP, BOTTOM = 52, 86, 22, 34  # margins for the tick labels and for the lines' names
+LABEL_GAP = 15  # px between the names of two lines
 
 Point = tuple[float, float]
 
 
 class Line(NamedTuple):
+    """A line of a chart."""
+
     label: str
     points: Sequence[Point]
-    colour: str  # the CSS variable's name
-    faint: bool = False  # thin and without label: the detail behind another line
-    dots: bool = False  # with the value of each point as a tooltip
+    colour: str  # name of a CSS variable
+    faint: bool = False  # thin and without a name: the detail behind another line
+    dots: bool = False  # a dot at each point, with its value as a tooltip
 
 
 def draw_lines(lines: Sequence[Line], *, x_label: str, y_format: str, from_zero: bool = False) -> str:
-    """An <svg> with axes, x from 0, each line labelled at its end; without points it says so."""
+    """An <svg> with axes. x starts at 0, and each line has its name at its end."""
     lines = [line for line in lines if line.points]
     if not lines:
-        return '<p class="none">Nothing yet.</p>'
+        return '<p class="none">No data yet.</p>'
     xs = [0.0] + [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + ([0.0] if from_zero else [])
     x_ticks, y_ticks = nice_ticks(min(xs), max(xs), most=7), nice_ticks(min(ys), max(ys), most=5)
@@ -56,7 +58,10 @@ def draw_lines(lines: Sequence[Line], *, x_label: str, y_format: str, from_zero:
 
 
 def nice_ticks(low: float, high: float, *, most: int) -> list[float]:
-    """Round numbers that enclose the range, at most `most` intervals of 1, 2 or 5 times a power of ten."""
+    """Round numbers that enclose the range, in at most `most` steps of 1, 2 or 5 times a power of ten.
+
+    nice_ticks(0.3, 4.7, most=5) gives [0, 1, 2, 3, 4, 5].
+    """
     if high <= low:
         high = low + (abs(low) or 1.0)
     step = 10.0 ** math.floor(math.log10((high - low) / most))
@@ -66,7 +71,7 @@ def nice_ticks(low: float, high: float, *, most: int) -> list[float]:
 
 
 def thin_out(points: Sequence[Point], *, most: int) -> list[Point]:
-    """At most so many points, each the mean of its neighbours."""
+    """At most `most` points. Each is the mean of several neighbours."""
     size = math.ceil(len(points) / most) or 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
@@ -87,7 +92,7 @@ def _draw_line(line: Line, places: Sequence[Point], y_format: str) -> list[str]:
 
 
 def _draw_labels(ends: Sequence[tuple[Line, Point]]) -> list[str]:
-    """Beside each line's end, moved up where they would overlap."""
+    """The lines' names beside their ends. A name moves up if it would overlap the one below."""
     parts, taken = [], math.inf
     for line, (x, y) in sorted(ends, key=lambda end: -end[1][1]):
         taken = min(y + 4, taken - LABEL_GAP)

@@ -1,96 +1,75 @@
-"""Where this process stands among the ranks, and how a run starts and ends on all of them alike.
+"""How a run starts on every rank, and how it ends on all of them alike.
 
-Three ways in, one path: torchrun (its environment), `--multiprocessing-distributed` (this module spawns the
-ranks of a node), and a single process. Nothing else reads os.environ.
+There are three ways to start. torchrun gives each rank its place in the environment.
+`--multiprocessing-distributed` makes this module start one process for each GPU. Otherwise one process is the
+whole run. No other module reads these variables of the environment.
 
-sys.exit(launch(train, config))      # train(config, world)
+code = launch(train, config)      # calls train(config, world) on every rank
 """
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import socket
 import sys
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-from imagelmdb.errors import UserError
-from imagelmdb.train.board import Failure, first_line
-from imagelmdb.train.world import AgreedMistake, World
+from imagelmdb.errors import (
+    EXIT_INTERRUPTED,
+    Diverged,
+    Stopped,
+    UserError,
+    as_user_error,
+    complain,
+    first_line,
+    run_command,
+)
+from imagelmdb.train.board import Failure
+from imagelmdb.train.world import AgreedMistake, Place, World
 
-EXIT_USER = 2
-EXIT_DIVERGED = 3
-EXIT_INTERRUPTED = 130
-EXIT_STOPPED = 75  # EX_TEMPFAIL: a launcher may queue the run again
-TIMEOUT = timedelta(minutes=10)  # of the rendezvous and of every collective
+if TYPE_CHECKING:
+    from imagelmdb.config import Config
+
+TIMEOUT = timedelta(minutes=10)  # for the rendezvous and for every collective
+KILL_SECONDS = 30  # after one rank has failed, the others have so long to end by themselves
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Diverged(Exception):
-    """The loss or the weights are no longer finite."""
+def launch(run: Callable[[Config, World], None], config: Config) -> int:
+    """Run on every rank of this machine. Returns the exit code, which is that of the first rank to fail.
 
-
-class Stopped(Exception):
-    """A signal asked for the end; the checkpoint is written."""
-
-
-EXIT_CODES = {AgreedMistake: EXIT_USER, Diverged: EXIT_DIVERGED, Stopped: EXIT_STOPPED}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which process this is; known before it talks to any other."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    url: str = "env://"
-    attempt: int = 0  # torchrun's restart count
-
-
-def launch(run: Callable[[Any, World], None], config: Any) -> int:
-    """Run on every rank of this node; returns the exit code, that of the first rank to fail.
-
-    `config` has dist_url, dist_backend, multiprocessing_distributed, world_size, rank and gpu, as
-    pytorch/examples has them; a world size counts nodes where this module spawns a node's ranks.
+    The options are those of pytorch/examples. `world_size` counts machines if this module starts the ranks of
+    a machine, and ranks if each rank is started by hand.
     """
-    try:
-        places = _find_places(config)
-    except UserError as error:
-        return report_mistake(error)
+    places = _find_places(config)
     if len(places) == 1:
         return _run_rank(run, config, places[0])
     return _spawn(run, config, places)
 
 
-def report_mistake(error: UserError) -> int:
-    """The one line that a user's mistake gets; returns its exit code."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    return EXIT_USER
-
-
-def set_up_torch(*, tf32: bool, deterministic: bool, seed: int) -> None:
-    """Number formats and kernels for the whole process; the initial weights follow from the seed."""
-    torch.manual_seed(seed)
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
+def set_up_torch(config: Config) -> None:
+    """Set the number formats and kernels of this process. The initial weights follow from the seed."""
+    torch.manual_seed(config.seed)
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    torch.backends.cudnn.benchmark = not config.deterministic
+    if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
         torch.use_deterministic_algorithms(True)
 
 
-def _find_places(config: Any) -> list[Place]:
+def _find_places(config: Config) -> list[Place]:
     """The ranks that this process has to run."""
     environ = os.environ
     if "RANK" in environ and "WORLD_SIZE" in environ:
@@ -100,101 +79,120 @@ def _find_places(config: Any) -> list[Place]:
         return [Place(rank, size, local_rank, local_size, "env://", attempt)]
     nodes, node = max(config.world_size, 1), max(config.rank, 0)
     if node >= nodes:
-        raise UserError(f"--rank {node} is beyond --world-size {nodes}: ranks count from 0")
+        raise UserError(f"--rank {node} must be below --world-size {nodes}: ranks count from 0")
     if not config.multiprocessing_distributed:
         return [Place(node, nodes, 0, 1, config.dist_url)]
     local_size = max(torch.cuda.device_count(), 1)
     url = config.dist_url
     if url == "env://" and nodes == 1 and "MASTER_ADDR" not in environ:
-        url = f"tcp://127.0.0.1:{_free_port()}"
+        url = f"tcp://127.0.0.1:{_find_free_port()}"
     first, size = node * local_size, nodes * local_size
     return [Place(first + i, size, i, local_size, url) for i in range(local_size)]
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
-def _spawn(run, config, places: list[Place]) -> int:
-    """One process a rank; the first that fails ends the others."""
+def _spawn(run: Callable[[Config, World], None], config: Config, places: list[Place]) -> int:
+    """Start one process for each rank. When one fails, the others are ended."""
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_spawned, args=(run, config, place)) for place in places]
+    processes = [context.Process(target=_run_spawned, args=(run, config, place)) for place in places]
     for process in processes:
         process.start()
 
-    def pass_on(number, frame):
+    def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:
-            process.is_alive() and os.kill(process.pid, number)
+            if process.is_alive():
+                os.kill(process.pid, number)
 
-    handlers = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     code = 0
     running = {process.sentinel: process for process in processes}
     try:
-        while running:
-            # Ranks that hear of another's end leave by themselves; those that cannot are killed after 30 s.
-            ended = multiprocessing.connection.wait(list(running), timeout=30 if code else None)
-            for sentinel in ended:
-                process = running.pop(sentinel)
-                process.join()
-                code = code or process.exitcode
-            if not ended:
-                break
-    except KeyboardInterrupt:  # the ranks have heard it as well
+        with _on_stop_signals(pass_on):
+            while running:
+                # A rank that hears of a failure ends by itself. One that cannot is killed.
+                ended = multiprocessing.connection.wait(list(running), timeout=KILL_SECONDS if code else None)
+                for sentinel in ended:
+                    process = running.pop(sentinel)
+                    process.join()
+                    code = code or process.exitcode
+                if not ended:
+                    break
+    except KeyboardInterrupt:  # the terminal sends Ctrl-C to the ranks too, and they print a line
         code = EXIT_INTERRUPTED
         multiprocessing.connection.wait(list(running), timeout=5)
     finally:
         for process in running.values():
             process.kill()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 
-def _spawned(run, config, place: Place) -> None:
-    sys.exit(_run_rank(run, config, place))
+def _run_spawned(run: Callable[[Config, World], None], config: Config, place: Place) -> None:
+    sys.exit(run_command(functools.partial(_run_rank, run, config, place)))
 
 
-def _run_rank(run: Callable[[Any, World], None], config: Any, place: Place) -> int:
-    """All that a rank does, from finding the others to its exit code."""
-    try:
-        world = World(
-            _meet(place),
-            rank=place.rank,
-            size=place.world_size,
-            local_rank=place.local_rank,
-            local_size=place.local_size,
-        )
-    except UserError as error:
-        return report_mistake(error)
-    handlers = {
-        number: signal.signal(number, lambda *_: world.board.request_stop()) for number in STOP_SIGNALS
-    }
+def _run_rank(run: Callable[[Config, World], None], config: Config, place: Place) -> int:
+    """Everything that a rank does, from finding the others to its exit code.
+
+    A mistake or a bug of this rank alone is raised, after the other ranks have heard of it.
+    """
+    world = World(_meet(place), place)
     world.board.watch()
+    with _on_stop_signals(lambda number, frame: world.request_stop()), closing(world.board):
+        try:
+            _join(world, config, place)
+            run(config, world)
+            _leave_together()
+            return 0
+        except (AgreedMistake, Diverged, Stopped) as end:  # all ranks raise these together
+            _leave_together()
+            return complain(end) if world.local_rank == 0 else end.exit_code
+        except (UserError, OSError) as error:
+            mistake = as_user_error(error)
+            world.board.fail(Failure(mistake.exit_code, f"rank {world.rank}: {mistake}"))
+            raise
+        except Exception as error:
+            # A collective breaks when another rank has ended. That rank has 2 s to say why.
+            if other := world.board.find_failure(wait_seconds=2.0):
+                return other.code
+            world.board.fail(Failure(1, f"rank {world.rank}: {type(error).__name__}: {first_line(error)}"))
+            raise
+
+
+@contextmanager
+def _on_stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGTERM and SIGUSR1 inside the block."""
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:
-        with world.agree():
-            world.device, backend = _choose_device(config, place)
-        if world.size > 1:
-            dist.init_process_group(
-                backend,
-                store=dist.PrefixStore("group", world.store),
-                rank=world.rank,
-                world_size=world.size,
-                timeout=TIMEOUT,
-                device_id=world.device if backend == "nccl" else None,
-            )
-        run(config, world)
-        if world.size > 1:
-            dist.barrier()
-            dist.destroy_process_group()
-    except BaseException as error:
-        return _end(world, error)
+        yield
     finally:
-        world.board.close()
-        for number, handler in handlers.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
-    return 0
+
+
+def _join(world: World, config: Config, place: Place) -> None:
+    """Choose this rank's device, and join the group whose collectives sum and gather."""
+    with world.agree():
+        world.device, backend = _choose_device(config, place)
+    if world.size > 1:
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("group", world.store),
+            rank=world.rank,
+            world_size=world.size,
+            timeout=TIMEOUT,
+            device_id=world.device if backend == "nccl" else None,
+        )
+
+
+def _leave_together() -> None:
+    """Wait for all ranks: a launcher ends the others when the first leaves, even during a write."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _meet(place: Place) -> dist.Store:
@@ -205,53 +203,29 @@ def _meet(place: Place) -> dist.Store:
         store, _, _ = next(dist.rendezvous(place.url, place.rank, place.world_size, timeout=TIMEOUT))
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"rank {place.rank} of {place.world_size} found none at {place.url}: {first_line(error)}. "
+            f"rank {place.rank} of {place.world_size} did not meet the others at {place.url}: "
+            f"{first_line(error)}. "
             "Give every rank the same --dist-url tcp://HOST:PORT, or start them with torchrun"
         ) from error
     return dist.PrefixStore(f"attempt{place.attempt}", store)
 
 
-def _choose_device(config: Any, place: Place) -> tuple[torch.device, str]:
+def _choose_device(config: Config, place: Place) -> tuple[torch.device, str]:
+    """The device of this rank, and the backend of its collectives."""
     gpus = torch.cuda.device_count()
     if gpus == 0:
         if config.dist_backend == "nccl":
             raise UserError(
-                "--dist-backend nccl needs a GPU and there is none here; on CPUs: --dist-backend gloo"
+                "--dist-backend nccl needs a GPU, and this machine has none; use --dist-backend gloo"
             )
         if config.gpu is not None:
-            raise UserError(f"--gpu {config.gpu} needs a GPU and there is none here: leave it out")
+            raise UserError(f"--gpu {config.gpu} needs a GPU, and this machine has none: leave it out")
         return torch.device("cpu"), "gloo"
     index = place.local_rank if config.gpu is None or place.local_size > 1 else config.gpu
     if not 0 <= index < gpus:
-        raise UserError(f"rank {place.rank} asks for GPU {index}: this machine has {gpus}")
+        raise UserError(
+            f"rank {place.rank} asks for GPU {index}, and this machine has {gpus}, counted from 0"
+        )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device, "gloo" if config.dist_backend == "gloo" else "nccl"
-
-
-def _end(world: World, error: BaseException) -> int:
-    """Turn what ended this rank into an exit code, tell the others, and print it."""
-    if isinstance(error, (Stopped, Diverged, AgreedMistake)):  # raised on all ranks alike
-        if dist.is_initialized():
-            dist.barrier()  # a launcher ends the others when the first leaves: rank 0 may still be writing
-            dist.destroy_process_group()
-        if world.local_rank == 0:
-            print(f"error: {error}" if isinstance(error, UserError) else error, file=sys.stderr, flush=True)
-        return EXIT_CODES[type(error)]
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr, flush=True)
-        return EXIT_INTERRUPTED
-    if isinstance(error, RuntimeError) and world.size > 1:
-        # A collective breaks mostly because another rank ended: give that one a moment to say why.
-        other = world.board.failure(wait_seconds=2.0)
-        if other:
-            return other.code
-    if isinstance(error, UserError):
-        failure = Failure(EXIT_USER, f"rank {world.rank}: {error}")
-        report_mistake(error)
-    else:
-        failure = Failure(1, f"rank {world.rank} failed: {type(error).__name__}: {first_line(error)}")
-        traceback.print_exception(error)
-    if world.size > 1:
-        world.board.fail(failure)
-    return failure.code

@@ -1,15 +1,17 @@
-"""Training: nothing in a step waits for the device; a reading does, every so many steps.
+"""The training loop.
 
-BatchNorm under several ranks: each rank updates its own running statistics and rank 0's are the model's;
-they are given to all before an evaluation and are what a checkpoint holds. In training they feed nothing,
-so a step needs no broadcast of them and a resumed run goes on as if never stopped.
+The device works while the host prepares the next step, so a step never waits for the device. A reading does.
+It comes every --print-freq steps, and the ranks use it to exchange their losses and wishes.
+
+BatchNorm with several ranks: each rank updates running statistics of its own, and rank 0's are the model's.
+They are copied to all ranks before an evaluation, and a checkpoint contains them. Training itself never uses
+them, so a step does not have to broadcast them, and a resumed run goes on as if it had never stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,150 +22,162 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagelmdb.config import Config
+from imagelmdb.errors import Diverged, Stopped
 from imagelmdb.train.checkpoint import Checkpoints, load_optimizer, load_weights
-from imagelmdb.train.distributed import Diverged, Stopped
 from imagelmdb.train.evaluate import autocast
 from imagelmdb.train.feed import Batch, Feed
 from imagelmdb.train.loss import make_loss
-from imagelmdb.train.metrics import Losses
+from imagelmdb.train.metrics import Meter
 from imagelmdb.train.optim import make_optimizer, set_lr
 from imagelmdb.train.progress import Progress, Reading
-from imagelmdb.train.schedule import make_schedule
+from imagelmdb.train.schedule import lr_at
 from imagelmdb.train.world import World
 
 SAMPLE = 24  # images kept of each epoch's first batch
+ADVICE = "no checkpoint was overwritten; try a lower --lr, a longer warm-up or --clip-grad"
 
 
 class Trainer:
-    """A model, what trains it, and how far it has come.
+    """A model, everything that trains it, and how far it has come.
 
-    `schedule` maps a step of the run to the learning rate; `prepare` maps a uint8 batch on the device to
-    (inputs, targets); `batch_size` is global.
+    `prepare` maps a uint8 batch on the device to (inputs, targets).
     """
 
     def __init__(
         self,
+        config: Config,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
         *,
-        world: World,
-        loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         prepare: Callable[[torch.Tensor, torch.Tensor], Batch],
-        schedule: Callable[[int], float],
-        batch_size: int,
         steps_per_epoch: int,
-        seed: int = 0,
-        amp: str = "off",
-        accumulate: int = 1,
-        clip_grad: float = 0.0,
-        ema_decay: float = 0.0,
-        ema_every: int = 1,
+        world: World,
     ):
-        self.world = world
+        self.config = config
         self.model = model
-        self.replica = _replicate(model, world)
-        self.optimizer = optimizer
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp == "fp16")
-        # timm's average, since torch's AveragedModel waits for the device at each update.
-        self.ema = ModelEmaV3(model, decay=ema_decay) if ema_decay else None
-        self.loss = loss
         self.prepare = prepare
-        self.schedule = schedule
-        self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
-        self.amp = amp
-        self.accumulate = accumulate
-        self.clip_grad = clip_grad
-        self.ema_every = ema_every
+        self.world = world
+        self.replica = _replicate(model, world)
+        self.optimizer = make_optimizer(config, model)
+        self.loss = make_loss(config)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "fp16")
+        # timm's average, because torch's AveragedModel waits for the device at each update.
+        self.ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
         self.progress = Progress()
         self.sample: Batch | None = None  # uint8 images and labels of the epoch, for the report
         self._warming_up = True  # the first step of a process compiles, tunes and allocates
 
     @property
     def epoch_step(self) -> int:
-        return self.progress.epoch_images // self.batch_size
+        """Steps finished in the epoch, as of the last reading."""
+        return self.progress.epoch_images // self.config.batch_size
 
     @property
     def step(self) -> int:
-        """Finished in the run."""
+        """Steps finished in the run, as of the last reading."""
         return self.progress.epoch * self.steps_per_epoch + self.epoch_step
 
     @property
-    def evaluated(self) -> nn.Module:
-        """The model whose accuracy counts."""
-        return self.ema.module if self.ema else self.model
+    def lr(self) -> float:
+        """The learning rate of the last finished step."""
+        return lr_at(self.config, self.step - 1, steps_per_epoch=self.steps_per_epoch)
 
-    def take_step(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
-        """One optimiser step on this rank's share of a batch; its mean loss, still on the device."""
-        _seed(self.world.device, self.seed, step, self.world.rank)
-        set_lr(self.optimizer, self.schedule(step))
-        images, targets = self.prepare(images, labels)
-        total = None
-        chunks = list(zip(images.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True))
-        for chunk, (inputs, wanted) in enumerate(chunks, start=1):
-            held_back = self.world.size > 1 and chunk < len(chunks)
-            with self.replica.no_sync() if held_back else contextlib.nullcontext():
-                with autocast(self.world.device, self.amp):
-                    outputs = self.replica(inputs)
-                loss = self.loss(outputs.float(), wanted) * (len(inputs) / len(images))
-                self.scaler.scale(loss).backward()
-            total = loss.detach() if total is None else total + loss.detach()
-        if self.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema and (step + 1) % self.ema_every == 0:
-            self.ema.update(self.model)
-        return total
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model whose accuracy counts: the averaged one, if there is one."""
+        return self.ema.module if self.ema else self.model
 
     def train_epoch(
         self,
         batches: Iterable[Batch],
         *,
-        read_every: int = 10,
+        checkpoints: Checkpoints | None = None,
         on_reading: Callable[[Reading], None] = lambda reading: None,
         after_step: Callable[[], None] = lambda: None,
-        checkpoints: Checkpoints | None = None,
-        save: Callable[[], None] = lambda: None,
     ) -> None:
-        """The rest of an epoch, from where `progress` stands; `batches` begin there."""
+        """Train the rest of the epoch. The first of the `batches` is that of step `epoch_step`."""
+        config, world = self.config, self.world
         self.model.train()
-        window = _Window(self, Feed(batches, self.world.device), read_every)
-        batch = window.feed.take()
+        feed = Feed(batches, world.device)
+        meter = Meter(world, feed, capacity=config.print_freq)
+        recent = Progress()  # since the last progress line
+        batch = feed.take()
         if batch is not None:
             self.sample = tuple(tensor[:SAMPLE].clone() for tensor in batch)
+
         for epoch_step in range(self.epoch_step, self.steps_per_epoch):
-            step = self.progress.epoch * self.steps_per_epoch + epoch_step
-            if not self.world.board.may_begin(step):
-                window.close()
-                save()
-                raise Stopped(f"stopped by a signal after step {step}: the checkpoint is written")
             if batch is None:
                 raise RuntimeError(f"the loader ended at step {epoch_step} of {self.steps_per_epoch}")
-            window.losses.add(self.take_step(*batch, step))
-            batch = window.feed.take()
+            step = self.progress.epoch * self.steps_per_epoch + epoch_step
+            meter.add(self.take_step(*batch, step))
+            batch = feed.take()  # the device works on the step meanwhile
             after_step()
-            finished = epoch_step + 1
-            if self._warming_up:
-                window.close(timed=self.steps_per_epoch == 1)
-                self._warming_up = False
-            due = checkpoints is not None and checkpoints.due_by_step(step + 1)
-            if finished % read_every == 0 or finished == self.steps_per_epoch:
-                due |= window.close(flag=checkpoints is not None and checkpoints.due_by_time())
-                on_reading(window.take_reading())
-            if due:
-                window.close()
-                save()
-                window.restart_clock()
 
-    def check_finite(self) -> None:
-        """Diverged on all ranks where a weight is not finite; waits for the device."""
-        weights = [p.detach().isfinite().all() for p in self.model.parameters()]
-        if not torch.stack(weights).all():
-            raise Diverged(f"a weight is no longer finite after step {self.step}: {_ADVICE}")
+            # All ranks must read after the same step, so the step number decides. The reading tells them of
+            # rank 0's clock and of a signal to any of them. A single rank reacts to its signal at once.
+            is_last = epoch_step + 1 == self.steps_per_epoch
+            line_due = is_last or (epoch_step + 1) % config.print_freq == 0
+            save_due = checkpoints is not None and checkpoints.due_by_step(step + 1)
+            alone_and_stopped = world.size == 1 and world.stop_requested
+            if not (line_due or save_due or alone_and_stopped or self._warming_up):
+                continue
+
+            measured = meter.read(
+                save=checkpoints is not None and checkpoints.due_by_time(), stop=world.stop_requested
+            )
+            if measured.broken:
+                number, rank = measured.broken[0]
+                where = f"step {self.step + number} (epoch {self.progress.epoch}, rank {rank})"
+                raise Diverged(f"the loss is not finite at {where}: {ADVICE}")
+            timed = not self._warming_up or self.steps_per_epoch == 1
+            for progress in (self.progress, recent):
+                progress.add(measured, batch_size=config.batch_size, timed=timed)
+            self._warming_up = False
+            if line_due:
+                on_reading(self._make_reading(recent))
+                recent = Progress()
+            if checkpoints is not None and (save_due or measured.save or measured.stop):
+                self.save_checkpoint(checkpoints)
+                meter.restart_clock()
+            if measured.stop:
+                raise Stopped(f"stopped by a signal after step {self.step}: the checkpoint is written")
+
+    def take_step(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+        """One optimiser step on this rank's share of a batch. Returns its mean loss, still on the device."""
+        config, world = self.config, self.world
+        _seed(world.device, config.seed, step, world.rank)
+        set_lr(self.optimizer, lr_at(config, step, steps_per_epoch=self.steps_per_epoch))
+        images, targets = self.prepare(images, labels)
+        total = None
+        parts = list(zip(images.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True))
+        for part, (inputs, wanted) in enumerate(parts, start=1):
+            # The ranks sum their gradients once, after the last part.
+            local = world.size > 1 and part < len(parts)
+            with self.replica.no_sync() if local else contextlib.nullcontext():
+                with autocast(world.device, config.amp):
+                    outputs = self.replica(inputs)
+                loss = self.loss(outputs.float(), wanted) * (len(inputs) / len(images))
+                self.scaler.scale(loss).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if config.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema and (step + 1) % config.ema_every == 0:
+            self.ema.update(self.model)
+        return total
+
+    def save_checkpoint(
+        self, checkpoints: Checkpoints, *, epoch: int | None = None, best: bool = False
+    ) -> None:
+        """Write a checkpoint on rank 0, or raise Diverged on all ranks if a weight is not finite."""
+        finite = [weight.detach().isfinite().all() for weight in self.model.parameters()]
+        if not torch.stack(finite).all():
+            raise Diverged(f"a weight is no longer finite after step {self.step}: {ADVICE}")
+        if self.world.is_main:
+            checkpoints.write(self.state_dict(), epoch=epoch, best=best)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -175,97 +189,36 @@ class Trainer:
             "progress": vars(self.progress),
         }
 
-    def load_state_dict(self, state: dict[str, Any], *, optimizer: bool = True) -> None:
-        """Go on from a checkpoint; without `optimizer`, its momenta start anew."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint. The momenta of another kind of optimiser are left out."""
         load_weights(self.model, state["model"])
         if self.ema:
             load_weights(self.ema.module, state["ema"] or state["model"])
-        if optimizer:
+        if state["config"]["optimizer"] == self.config.optimizer:
             load_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
 
-
-def make_trainer(
-    config: Config,
-    model: nn.Module,
-    *,
-    prepare: Callable[[torch.Tensor, torch.Tensor], Batch],
-    steps_per_epoch: int,
-    world: World,
-) -> Trainer:
-    return Trainer(
-        model,
-        make_optimizer(config, model),
-        world=world,
-        loss=make_loss(config),
-        prepare=prepare,
-        schedule=make_schedule(config, steps_per_epoch).lr_at,
-        batch_size=config.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        seed=config.seed,
-        amp=config.amp,
-        accumulate=config.accumulate,
-        clip_grad=config.clip_grad,
-        ema_decay=config.ema_decay,
-        ema_every=config.ema_every,
-    )
-
-
-class _Window:
-    """The steps whose losses are still on the device, and what is known of those since the last reading."""
-
-    def __init__(self, trainer: Trainer, feed: Feed, capacity: int):
-        self.trainer = trainer
-        self.feed = feed
-        self.losses = Losses(capacity, trainer.world.device)
-        self.known = Progress()
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Leave out what went on since: time spent on a checkpoint is not training's."""
-        self._started = time.perf_counter()
-
-    def close(self, *, timed: bool = True, flag: bool = False) -> bool:
-        """Fetch the losses, on all ranks alike; the answer is whether rank 0 raised its flag."""
-        trainer = self.trainer
-        losses, extras, broken = self.losses.read(trainer.world, self.feed.take_wait(), flag)
-        if broken:
-            steps, rank = broken[0]
-            where = f"step {trainer.step + steps} (epoch {trainer.progress.epoch}, rank {rank})"
-            raise Diverged(f"the loss is not finite at {where}: {_ADVICE}")
-        now = time.perf_counter()
-        seconds, self._started = now - self._started, now
-        waited = max(wait for wait, _ in extras)
-        for progress in (trainer.progress, self.known):
-            progress.add(losses, trainer.batch_size)
-            if timed:
-                progress.add_time(len(losses) * trainer.batch_size, seconds, waited)
-        return extras[0][1] > 0
-
-    def take_reading(self) -> Reading:
-        trainer, known, self.known = self.trainer, self.known, Progress()
+    def _make_reading(self, recent: Progress) -> Reading:
         return Reading(
-            epoch=trainer.progress.epoch,
-            step=trainer.step,
-            epoch_step=trainer.epoch_step,
-            loss=known.loss,
-            lr=trainer.schedule(trainer.step - 1),
-            images_per_sec=known.images_per_sec,
-            data_wait=known.data_wait,
+            epoch=self.progress.epoch,
+            step=self.step,
+            epoch_step=self.epoch_step,
+            loss=recent.loss,
+            lr=self.lr,
+            images_per_sec=recent.images_per_sec,
+            data_wait=recent.data_wait,
         )
 
 
-_ADVICE = "the checkpoints were left as they are; try a lower --lr, a longer warm-up or --clip-grad"
-
-
 def _replicate(model: nn.Module, world: World) -> nn.Module:
+    """The model as it is trained: with several ranks, one that sums their gradients."""
     if world.size == 1:
         return model
-    # The newer name of the same option; the older one then warns.
-    named = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+    # torch 2.11 knows this option as broadcast_buffers, and 2.14 warns about that name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
@@ -275,7 +228,7 @@ def _replicate(model: nn.Module, world: World) -> nn.Module:
 
 
 def _seed(device: torch.device, *numbers: int) -> None:
-    """Seed torch's generators with a mix of the numbers; neighbours share nothing."""
+    """Seed torch's generators from the numbers. Neighbouring steps and ranks get unrelated seeds."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
     torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed takes 90
     if device.type == "cuda":

@@ -1,9 +1,9 @@
-"""Feed: batches on the device, and how long the device had nothing to do for want of one.
+"""Batches on the device, and how long the device waited for them.
 
 feed = Feed(loader.epoch(0), device)
 batch = feed.take()
 while batch is not None:
-    step(*batch)            # queued; the next batch is fetched and copied while the device works on it
+    step(*batch)            # only queued: the device works on it while the next batch is fetched and copied
     batch = feed.take()
 """
 
@@ -18,20 +18,21 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Feed:
-    """On a GPU, uint8 batches in host memory cross on a stream of their own, from pinned memory.
+    """Moves batches to the device.
 
-    Those that are on the device already, as DALI's are, must be ordered on its current stream.
+    On a GPU, batches in (pinned) host memory are copied on a stream of their own. Batches that are on the GPU
+    already, such as DALI's, must have been made on its current stream.
     """
 
     def __init__(self, batches: Iterable[Batch], device: torch.device):
         self._batches = iter(batches)
         self._device = device
-        self._waited = 0.0  # s, host clock: a CPU waits for what its thread waits for
+        self._waited = 0.0  # s on the host's clock; enough for a CPU, whose thread does the waiting
         self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def take(self) -> Batch | None:
-        """The next batch; None at the end."""
+        """The next batch, or None at the end."""
         if self._copies is None:
             start = time.perf_counter()
             batch = next(self._batches, None)
@@ -40,7 +41,7 @@ class Feed:
         return self._take_on_gpu()
 
     def take_wait(self) -> float:
-        """Seconds waited since the last call; on a GPU it waits for the work queued so far."""
+        """Seconds waited since the last call. On a GPU, this call waits for the work queued so far."""
         if self._gaps:
             for event in self._gaps[-1]:
                 event.synchronize()
@@ -51,8 +52,8 @@ class Feed:
         return waited
 
     def _take_on_gpu(self) -> Batch | None:
-        # The host runs ahead of the device, so its own waiting says little. The device starves from the end
-        # of the step queued last until the batch has arrived.
+        # The host runs ahead of the device, so the host's own waiting says little. The device has nothing to
+        # do from the end of the last queued step until the batch has arrived; the two events time that gap.
         compute = torch.cuda.current_stream(self._device)
         idle = torch.cuda.Event(enable_timing=True)
         idle.record(compute)

@@ -1,13 +1,17 @@
-"""What a run tells: the console, log.jsonl, and where asked TensorBoard and Weights & Biases. Rank 0 only.
+"""The log of a run: lines on the console, log.jsonl, and TensorBoard or Weights & Biases if asked for.
+
+Only rank 0 writes. The other ranks can call the same methods, which then do nothing.
 
     with Logger(config, rank=0, resume_step=1200) as log:
         log.begin_epoch(epoch, steps=5004, done=1200)
-        log.step(epoch=0, step=1210, epoch_step=1210, loss=6.9, lr=0.1, images_per_sec=2900.0, data_wait=0.01)
+        log.step(reading)
         log.epoch(epoch=0, step=5004, train_loss=5.1, val_loss=4.2, ...)
 
-log.jsonl holds one object a line, each with `event`, `step` (finished in the run) and `seconds` (of the run
-so far). On resume, what lies after the resumed step is cut off: no step and no epoch stands there twice.
+Each line of log.jsonl is an object with `event`, `step` (steps finished in the run) and `seconds` (of the run
+so far). A resumed run first removes the lines after the step it starts from, so nothing is there twice.
 """
+
+from __future__ import annotations
 
 import hashlib
 import importlib.util
@@ -23,13 +27,16 @@ from tqdm import tqdm
 
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
+from imagelmdb.train.progress import Reading
 
 EXTRAS = ("tensorboard", "wandb")
 
 
 class Logger:
+    """Writes a run's log. `resume_step` is the step that the run starts from, or None for a new run."""
+
     def __init__(self, config: Config, *, rank: int, resume_step: int | None = None) -> None:
-        for extra in EXTRAS:  # on every rank: all of them stop at once
+        for extra in EXTRAS:  # checked on every rank, so that all of them stop
             if getattr(config, extra) and importlib.util.find_spec(extra) is None:
                 raise UserError(f"--{extra} needs a package: pip install 'imagelmdb[{extra}]'")
         self.folder = config.run_dir
@@ -42,7 +49,7 @@ class Logger:
         try:
             self._open(resume_step)
         except OSError as error:
-            raise UserError(f"--output {self.folder} cannot be written: {error.strerror}") from error
+            raise UserError(f"--output {self.folder}: cannot write there: {error.strerror}") from error
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -50,51 +57,51 @@ class Logger:
         if config.wandb:
             import wandb
 
-            # The same run for the same folder: a resumed run goes on in it.
+            # The id follows from the folder, so a resumed run goes on in the same W&B run.
             run_id = hashlib.sha256(str(self.folder.absolute()).encode()).hexdigest()[:12]
             self._wandb = wandb.init(
                 id=run_id, resume="allow", name=self.folder.name, dir=self.folder, config=vars(config)
             )
 
     def say(self, text: str) -> None:
-        """A line on the console, above the progress bar if there is one."""
+        """Print a line, above the progress bar if there is one."""
         if self._file:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def begin_epoch(self, epoch: int, *, steps: int, done: int = 0) -> None:
-        """`done` of its `steps` were taken before a resume."""
+        """Start the progress bar. `done` of the epoch's `steps` were finished before the run was resumed."""
         self._end_bar()
         self._steps = steps
         if self._file and sys.stdout.isatty():
             text = f"epoch {epoch} of {self.epochs}"
             self._bar = tqdm(total=steps, initial=done, desc=text, unit="step", file=sys.stdout, leave=False)
 
-    def step(
-        self,
-        *,
-        epoch: int,
-        step: int,
-        epoch_step: int,
-        loss: float,
-        lr: float,
-        images_per_sec: float,
-        data_wait: float,
-    ) -> None:
-        """What the steps since the last call were like; data_wait is a share of their time."""
+    def step(self, reading: Reading) -> None:
+        """Log a progress line."""
         if not self._file:
             return
-        rates = {"lr": lr, "images_per_sec": images_per_sec, "data_wait": data_wait}
-        self._write("step", step, {"epoch": epoch, "train_loss": loss} | rates)
-        text = f"loss {loss:.4f}  lr {lr:.4g}  {images_per_sec:,.0f} images/s  data wait {data_wait:.0%}"
+        values = {
+            "epoch": reading.epoch,
+            "train_loss": reading.loss,
+            "lr": reading.lr,
+            "images_per_sec": reading.images_per_sec,
+            "data_wait": reading.data_wait,
+        }
+        self._write("step", reading.step, values)
+        text = (
+            f"loss {reading.loss:.4f}  lr {reading.lr:.4g}  {reading.images_per_sec:,.0f} images/s  "
+            f"data wait {reading.data_wait:.0%}"
+        )
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(epoch_step - self._bar.n)
+            self._bar.update(reading.epoch_step - self._bar.n)
         else:
-            self.say(f"epoch {epoch} of {self.epochs}  step {epoch_step}/{self._steps}  {text}")
+            step = f"step {reading.epoch_step}/{self._steps}"
+            self.say(f"epoch {reading.epoch} of {self.epochs}  {step}  {text}")
 
     def epoch(self, *, epoch: int, step: int, verdict: str = "", **values: float) -> None:
-        """An epoch's line; accuracies are per cent. One that is there already is replaced."""
+        """Log a finished epoch; accuracies are in per cent. A line of the same epoch is replaced."""
         self._end_bar()
         if not self._file:
             return
@@ -108,7 +115,7 @@ class Logger:
         self.say("  ".join([f"epoch {epoch} of {self.epochs}", *_shown(values), verdict]).rstrip())
 
     def write(self, event: str, *, step: int, **values: Any) -> None:
-        """Any other event: its line in log.jsonl alone."""
+        """Log any other event, in log.jsonl only."""
         if self._file:
             self._write(event, step, values)
 
@@ -121,7 +128,7 @@ class Logger:
             self._wandb.finish()
         self._file = self._tensorboard = self._wandb = None
 
-    def __enter__(self) -> "Logger":
+    def __enter__(self) -> Logger:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -153,7 +160,7 @@ class Logger:
 
 
 def read_log(folder: Path, *, until_step: int | None = None) -> list[dict[str, Any]]:
-    """The events of a run's log.jsonl, up to a step; a last line that a kill cut short is left out."""
+    """The events of a run's log.jsonl, up to a step. A last line that a kill cut short is skipped."""
     path = folder / "log.jsonl"
     events = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -167,7 +174,7 @@ def read_log(folder: Path, *, until_step: int | None = None) -> list[dict[str, A
 
 
 def _line(event: dict[str, Any]) -> str:
-    """NaN and infinity are no JSON: null."""
+    """A line of log.jsonl. NaN and infinity become null, because JSON does not have them."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
     return json.dumps(finite) + "\n"
 

@@ -1,4 +1,4 @@
-"""The loss of a batch, from class numbers or from soft targets (batch x classes).
+"""The loss of a batch. Targets are class numbers, or shares of each class (batch x classes) after mixup.
 
 loss_of = make_loss(config)
 loss = loss_of(logits, targets)
@@ -13,6 +13,7 @@ from imagelmdb.config import Config
 
 
 def make_loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of (logits, targets) that returns the mean over the batch."""
     if config.loss == "ce":
         return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     bce = BinaryCrossEntropy(
@@ -22,7 +23,7 @@ def make_loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
     )
 
     def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
-        # timm smooths class numbers, and leaves it to the caller for soft targets.
+        # timm smooths class numbers, but not soft targets.
         if targets.ndim == 2:
             off = config.label_smoothing / targets.shape[1]
             targets = targets * (1 - config.label_smoothing) + off

@@ -1,4 +1,4 @@
-"""The model: any torchvision classifier by name, any timm model as timm:NAME.
+"""The model: a torchvision classifier by its name, or a timm model as timm:NAME.
 
 model = make_model(config, classes=1000, device=torch.device("cuda"))
 """
@@ -13,16 +13,16 @@ from timm.layers import BlurPool2d
 from torch import nn
 
 from imagelmdb.config import Config
-from imagelmdb.errors import UserError
+from imagelmdb.errors import UserError, first_line
 from imagelmdb.recipe import nearest
 
 _UNFETCHED = "--pretrained: the weights of {} cannot be fetched: {}"
 
 
 def make_model(config: Config, *, classes: int, device: torch.device, fetch: bool = True) -> nn.Module:
-    """The model on its device, in its memory format; not wrapped, not compiled.
+    """The model on its device and in its memory format, neither compiled nor wrapped for several ranks.
 
-    Without `fetch` --pretrained gets no weights: a checkpoint's are to follow.
+    Without `fetch`, --pretrained does not fetch weights, because those of a checkpoint will replace them.
     """
     make = _make_timm if config.arch.startswith("timm:") else _make_torchvision
     model = make(config, classes, config.pretrained and fetch)
@@ -34,25 +34,25 @@ def make_model(config: Config, *, classes: int, device: torch.device, fetch: boo
         add_blurpool(model, max_pools=config.blurpool_maxpool)
     if config.sync_bn:
         if device.type != "cuda":
-            raise UserError("--sync-bn needs GPUs: torch has no synchronised BatchNorm for CPUs")
+            raise UserError("--sync-bn needs GPUs: torch cannot synchronise BatchNorm on CPUs")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(device=device, memory_format=memory_format)
 
 
 def zero_last_gammas(model: nn.Module, *, arch: str) -> None:
-    """Each residual block starts as the identity: the gamma of its last BatchNorm is 0."""
+    """Set the last BatchNorm's gamma of each residual block to 0: the block starts as the identity."""
     blocks = [m for m in model.modules() if hasattr(m, "downsample") and hasattr(m, "bn2")]
     if not blocks:
-        raise UserError(f"--zero-init: {arch} has no residual blocks that end in a BatchNorm")
+        raise UserError(f"--zero-init: {arch} has no residual block that ends in a BatchNorm")
     for block in blocks:
         nn.init.zeros_(getattr(block, "bn3", block.bn2).weight)
 
 
 def add_blurpool(module: nn.Module, *, max_pools: bool) -> None:
-    """Blurs the input of each strided convolution of 16 channels or more, as FFCV and Composer do.
+    """Blur the input of each strided convolution with 16 channels or more, as FFCV and Composer do.
 
-    timm's layer pads by reflection, where theirs pads with zeros.
+    The blur is timm's, which pads by reflection. FFCV and Composer pad with zeros.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
@@ -68,11 +68,11 @@ def _make_torchvision(config: Config, classes: int, pretrained: bool) -> nn.Modu
     names = torchvision.models.list_models(module=torchvision.models)
     if config.arch not in names:
         hint = f": use timm:{config.arch}" if timm.is_model(config.arch) else nearest(config.arch, names)
-        raise UserError(f"--arch {config.arch} is no model of torchvision{hint}")
+        raise UserError(f"--arch {config.arch} is not a torchvision model{hint}")
     options = {"stochastic_depth_prob": config.drop_path} if config.drop_path else {}
     has_aux = config.arch in ("googlenet", "inception_v3")
     if has_aux:
-        options["transform_input"] = config.pretrained  # the trained weights want it
+        options["transform_input"] = config.pretrained  # the trained weights expect it
     if has_aux and not pretrained:
         options |= {"aux_logits": False, "init_weights": True}
     options |= {"weights": "DEFAULT"} if pretrained else {"num_classes": classes}
@@ -81,12 +81,14 @@ def _make_torchvision(config: Config, classes: int, pretrained: bool) -> nn.Modu
     except TypeError as error:
         if "stochastic_depth_prob" not in str(error):
             raise
-        hint = f"; timm:{config.arch} has" if timm.is_model(config.arch) else ""
-        raise UserError(f"--drop-path: torchvision's {config.arch} has no stochastic depth{hint}") from None
+        hint = f"; try timm:{config.arch}" if timm.is_model(config.arch) else ""
+        raise UserError(
+            f"--drop-path: torchvision's {config.arch} does not support stochastic depth{hint}"
+        ) from None
     except urllib.error.URLError as error:
         raise UserError(_UNFETCHED.format(config.arch, error.reason)) from None
     if pretrained:
-        if config.arch == "inception_v3":  # torchvision insists on it where it loads weights
+        if config.arch == "inception_v3":  # torchvision adds the auxiliary head whenever it loads weights
             model.aux_logits, model.AuxLogits = False, None
         name, head = _head(model, arch=config.arch)
         if head.out_features != classes:
@@ -97,24 +99,23 @@ def _make_torchvision(config: Config, classes: int, pretrained: bool) -> nn.Modu
 def _make_timm(config: Config, classes: int, pretrained: bool) -> nn.Module:
     name = config.arch.removeprefix("timm:")
     if not timm.is_model(name):
-        raise UserError(f"--arch {config.arch} is no model of timm{nearest(name, timm.list_models())}")
+        raise UserError(f"--arch {config.arch} is not a timm model{nearest(name, timm.list_models())}")
     options = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
-        raise UserError(f"--drop-path: timm's {name} has no stochastic depth") from None
+        raise UserError(f"--drop-path: timm's {name} does not support stochastic depth") from None
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(_UNFETCHED.format(name, reason)) from None
+        raise UserError(_UNFETCHED.format(name, first_line(error))) from None
 
 
 def _head(model: nn.Module, *, arch: str) -> tuple[str, nn.Linear]:
-    """The last linear layer and its name."""
+    """The name of the last linear layer, and the layer."""
     linears = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     if not linears:
-        raise UserError(f"--arch {arch} ends in no linear layer: --pretrained and --prior-bias need one")
+        raise UserError(f"--arch {arch} has no linear layer, which --pretrained and --prior-bias need")
     return linears[-1]

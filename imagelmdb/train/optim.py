@@ -1,6 +1,6 @@
-"""The optimiser: torch's SGD and AdamW, timm's SGDW, LAMB and LARS.
+"""The optimiser: SGD and AdamW from torch; SGDW, LAMB and LARS from timm.
 
-optimizer = make_optimizer(config, model)   # the model on its device
+optimizer = make_optimizer(config, model)   # the model must be on its device already
 """
 
 import torch
@@ -11,10 +11,12 @@ from imagelmdb.config import Config
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that --optimizer names, over the model's trainable parameters."""
     groups = group_parameters(model, weight_decay=config.weight_decay, skip=config.wd_skip)
     sgd = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
     adam = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
-    # One kernel for all parameters; on a CPU torch's plain loop gives the published figures to the bit.
+    # On a GPU, one kernel updates all parameters. On a CPU, torch's plain loop gives the published figures
+    # to the last bit.
     fused = {"fused": True} if next(model.parameters()).is_cuda else {}
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, **sgd, **fused)
@@ -33,7 +35,10 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def group_parameters(model: nn.Module, *, weight_decay: float, skip: str) -> list[dict]:
-    """Parameter groups with and without weight decay; skip is none, norm (its gamma, beta) or norm+bias."""
+    """Parameters with and without weight decay.
+
+    `skip` names those without it: "none", "norm" (gamma and beta of the norm layers) or "norm+bias".
+    """
     norm = {id(p) for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
     decayed, exempt = [], []
     for name, parameter in model.named_parameters():
@@ -47,5 +52,5 @@ def group_parameters(model: nn.Module, *, weight_decay: float, skip: str) -> lis
 
 
 def _is_norm(module: nn.Module) -> bool:
-    # By name: torch, torchvision and timm have no common base for BatchNorm, LayerNorm2d, RMSNorm.
+    # By name, because BatchNorm, LayerNorm2d and RMSNorm of torch, torchvision and timm share no base class.
     return "norm" in type(module).__name__.lower()

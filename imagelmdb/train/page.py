@@ -1,4 +1,4 @@
-"""The report's page: its frame, and its style in light and dark."""
+"""The HTML frame of the report, and its style for light and dark screens."""
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -53,8 +53,8 @@ PAGE = """<!doctype html>
 <h1>{title}</h1>
 {head}
 <div class="charts">{charts}</div>
-<h2>Training images, augmented as the model sees them</h2><div class="card">{grid}</div>
-<details class="card"><summary>Every epoch</summary>{epochs}</details>
-<details class="card"><summary>Config</summary><pre>{config}</pre></details>
+<h2>Training images as the model sees them, after augmentation</h2><div class="card">{grid}</div>
+<details class="card"><summary>All epochs</summary>{epochs}</details>
+<details class="card"><summary>Options of the run</summary><pre>{config}</pre></details>
 </body></html>
 """

@@ -1,8 +1,8 @@
-"""--export FILE: a checkpoint's weights as a program of their own, without this package.
+"""--export FILE: the trained model as a file that runs without this package.
 
-check_export("model.onnx")                                   # before training: are the packages there?
+check_export("model.onnx")                                   # before training: are its packages installed?
 export_checkpoint(run_dir / "best.pt", "model.pt2", config)
-torch.export.load("model.pt2").module()(images)              # normalised float32, any batch size
+torch.export.load("model.pt2").module()(images)              # images: normalised float32, any number
 """
 
 import dataclasses
@@ -17,22 +17,25 @@ from imagelmdb.train.model import make_model
 
 
 def check_export(path: str | Path) -> None:
-    """UserError where a file of this kind cannot be written."""
+    """UserError if the packages that write this kind of file are missing."""
     if Path(path).suffix == ".onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise UserError(f"--export {path} needs two packages: pip install onnx onnxscript")
 
 
 def export_checkpoint(checkpoint: Path, path: str | Path, config: Config) -> None:
-    """Writes path, .pt2 or .onnx, from the averaged weights if there are any, and checks its outputs."""
+    """Write a .pt2 or .onnx file from the averaged weights, or from the plain ones if there are none.
+
+    The outputs of a .pt2 file are compared with the model's.
+    """
     check_export(path)
     if not checkpoint.exists():
         raise UserError(f"--export: there is no {checkpoint}; train first, or name the run with --output")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    # A single CPU exports: what speaks to other ranks or fetches weights is left out.
+    # The export runs in one process on the CPU, where SyncBatchNorm does not work.
     config = dataclasses.replace(config, sync_bn=False, channels_last=False)
     model = make_model(config, classes=len(state["classes"]), device=torch.device("cpu"), fetch=False).eval()
     model.load_state_dict(state.get("ema") or state["model"])
-    # Two images, since torch.export takes a batch of one for a constant.
+    # Two images, because torch.export would treat a batch of one as a constant.
     images = torch.randn(2, 3, config.val_size, config.val_size)
     batch = torch.export.Dim("batch")
     path = Path(path)

@@ -1,46 +1,49 @@
-"""Where a run stands and how fast it goes; in every checkpoint, so a resumed epoch is told as a whole."""
+"""How far a run has come and how fast it is. Every checkpoint contains it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imagelmdb.parallel import count_cores
+from imagelmdb.train.metrics import Measurement
 
-DATA_BOUND_SHARE = 0.05  # of an epoch's time spent waiting for batches
+DATA_BOUND_SHARE = 0.05  # of an epoch's time; an epoch that waits longer for batches is called data-bound
 
 
 @dataclass
 class Progress:
-    """Where a run stands; with the weights and the optimiser, all that a checkpoint needs."""
+    """How far an epoch has come. With the weights and the optimiser, it is all that a checkpoint needs.
+
+    A resumed epoch adds to the checkpoint's numbers, so that its line in the log describes the whole epoch.
+    """
 
     epoch: int = 0
-    epoch_images: int = 0  # seen in this epoch, over all ranks
+    epoch_images: int = 0  # trained on in this epoch, over all ranks
     loss_sum: float = 0.0  # over those images
     seconds: float = 0.0  # spent on `timed_images` of them
-    wait_seconds: float = 0.0
+    wait_seconds: float = 0.0  # part of `seconds`
     timed_images: int = 0
     best_top1: float = -1.0
 
-    def add(self, losses: Sequence[float], batch_size: int) -> None:
-        """Steps, in their order: so that a resumed sum is the same to the last bit."""
-        for loss in losses:
+    def add(self, measured: Measurement, *, batch_size: int, timed: bool = True) -> None:
+        """Add measured steps, one by one, so that a resumed sum is the same to the last bit."""
+        for loss in measured.losses:
             self.loss_sum += loss * batch_size
             self.epoch_images += batch_size
-
-    def add_time(self, images: int, seconds: float, waited: float) -> None:
-        self.timed_images += images
-        self.seconds += seconds
-        self.wait_seconds += waited
+        if timed:
+            self.timed_images += len(measured.losses) * batch_size
+            self.seconds += measured.seconds
+            self.wait_seconds += measured.waited
 
     def take_best(self, top1: float) -> bool:
-        """Whether this is the best epoch so far."""
+        """Whether this is the best epoch so far; the next one is compared with it."""
         best = top1 > self.best_top1
         self.best_top1 = max(top1, self.best_top1)
         return best
 
-    def begin_next_epoch(self) -> None:
-        self.__init__(epoch=self.epoch + 1, best_top1=self.best_top1)
+    def next_epoch(self) -> Progress:
+        """The progress at the start of the epoch after this one."""
+        return Progress(epoch=self.epoch + 1, best_top1=self.best_top1)
 
     def as_log(self) -> dict[str, float]:
         return {"train_loss": self.loss, "images_per_sec": self.images_per_sec, "data_wait": self.data_wait}
@@ -55,27 +58,27 @@ class Progress:
 
     @property
     def data_wait(self) -> float:
-        """Share of the time that training waited for data."""
+        """The share of the time that training waited for batches."""
         return min(self.wait_seconds / self.seconds, 1.0) if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the last few steps were like."""
+    """One progress line: where the run is, and what the steps since the last line were like."""
 
     epoch: int
-    step: int  # finished in the run
-    epoch_step: int
+    step: int  # steps finished in the run
+    epoch_step: int  # steps finished in the epoch
     loss: float
     lr: float
     images_per_sec: float
-    data_wait: float
+    data_wait: float  # a share of the time
 
 
 def describe_bottleneck(progress: Progress, *, workers: int, local_size: int, lmdb: bool) -> str:
-    """The epoch's verdict: which of loader and model waits for the other, and what may help.
+    """The epoch's verdict: whether the model waits for the loader, and what to try if it does.
 
-    `workers` are those of each of the `local_size` ranks on this machine.
+    Each of the `local_size` ranks on this machine has `workers` loader processes.
     """
     if progress.data_wait < DATA_BOUND_SHARE:
         return "compute-bound"
@@ -84,10 +87,10 @@ def describe_bottleneck(progress: Progress, *, workers: int, local_size: int, lm
     if workers < cores:
         advice = f"--workers {min(2 * max(workers, 1), cores)}"
     elif not lmdb:
-        advice = "a store: python folder2lmdb.py, then --lmdb"
+        advice = "a store: convert the folder with folder2lmdb.py, then add --lmdb"
     else:
         advice = "a store of smaller images (folder2lmdb.py --max-size), or --decode gpu"
     return (
-        f"data-bound: the loader gives {progress.images_per_sec:,.0f} images/s, "
-        f"the model takes {model_rate:,.0f}; try {advice}"
+        f"data-bound: the loader delivers {progress.images_per_sec:,.0f} images/s, "
+        f"the model could train on {model_rate:,.0f} images/s; try {advice}"
     )

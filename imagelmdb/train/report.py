@@ -1,7 +1,7 @@
-"""report.html: one file that shows a run, made from the run's folder alone; it needs no network.
+"""report.html: a run on one page, which needs no other file and no network.
 
-update_report(log, images, confusion, classes, step=trainer.step)    # after each epoch
-write_report(folder)                                                 # again from what lies there
+update_report(log, step=5004, images=images, confusion=confusion, classes=classes)    # after each epoch
+write_report(folder)                                 # makes the page again from the files in the run's folder
 """
 
 import base64
@@ -22,14 +22,17 @@ from imagelmdb.train.page import PAGE, STYLE
 
 GRID_IMAGES, GRID_COLUMNS, GRID_PX, GRID_QUALITY = 24, 8, 112, 90
 CONFUSED_PAIRS = 8
-CHART_POINTS = 300  # of the lines drawn from single readings
-MOST_DOTS = 100  # epochs; more are drawn as a bare line
+CHART_POINTS = 300  # the most points of a line drawn from progress lines
+MOST_DOTS = 100  # epochs; a line of more has no dots
 
 
 def update_report(
-    log: Logger, images: Tensor | None, confusion: Tensor | None, classes: list[str], *, step: int
+    log: Logger, *, step: int, images: Tensor | None, confusion: Tensor | None, classes: list[str]
 ) -> None:
-    """The report after an epoch; images are uint8 NCHW, as the model sees them."""
+    """Write the report after an epoch. `images` are uint8 NCHW, as the model sees them.
+
+    `images` is None if the epoch was resumed after its last step, and `confusion` if nothing was evaluated.
+    """
     if confusion is not None:
         log.write("confused", step=step, pairs=find_confused(confusion, classes))
     if images is not None:
@@ -38,7 +41,10 @@ def update_report(
 
 
 def find_confused(confusion: Tensor, classes: list[str]) -> list[dict[str, Any]]:
-    """The mistakes made of the largest share of a class's images; confusion counts [label, prediction]."""
+    """The pairs of classes most often confused, as a share of the images of the true class.
+
+    `confusion` counts images by [label, prediction].
+    """
     counts = confusion.cpu().clone().fill_diagonal_(0)
     totals = confusion.cpu().sum(1, keepdim=True).clamp(min=1)
     order = (counts / totals).flatten().argsort(descending=True, stable=True)[:CONFUSED_PAIRS]
@@ -51,7 +57,7 @@ def find_confused(confusion: Tensor, classes: list[str]) -> list[dict[str, Any]]
 
 
 def save_grid(folder: Path, images: Tensor) -> None:
-    """augmented.jpg: the first images of a batch, uint8 NCHW, as the model sees them."""
+    """Write augmented.jpg: the first of the images, which are uint8 NCHW, as the model sees them."""
     images = images[:GRID_IMAGES].cpu().float()
     images = torch.nn.functional.interpolate(images, size=(GRID_PX, GRID_PX), mode="bilinear", antialias=True)
     grid = make_grid(images.round().clamp(0, 255).byte(), nrow=GRID_COLUMNS, padding=4, pad_value=128)
@@ -60,7 +66,7 @@ def save_grid(folder: Path, images: Tensor) -> None:
 
 
 def write_report(folder: Path) -> Path:
-    """Writes report.html beside the log, from what lies there."""
+    """Write report.html from the log, the options and the images in a run's folder."""
     events = read_log(folder)
     saved = folder / "config.yaml"
     config = (yaml.safe_load(saved.read_text()) if saved.exists() else None) or {}
@@ -85,7 +91,7 @@ def _of(events: list[dict], kind: str) -> list[dict]:
 def _head(events: list[dict], config: dict) -> str:
     epochs = _of(events, "epoch")
     if not epochs:
-        return "<p>No epoch has ended yet.</p>"
+        return "<p>No epoch is finished yet.</p>"
     last = epochs[-1]
     tiles = []
     if tested := [e for e in epochs if e.get("val_top1") is not None]:  # --dummy has no validation
@@ -95,10 +101,10 @@ def _head(events: list[dict], config: dict) -> str:
             ("last top-1", f"{newest['val_top1']:.2f} %", f"top-5 {newest['val_top5']:.2f} %"),
         ]
     tiles += [
-        ("speed", f"{last.get('images_per_sec') or 0:,.0f}", "images/s in training"),
-        ("data wait", f"{last.get('data_wait') or 0:.0%}", "of the training time"),
-        ("progress", f"{last['epoch'] + 1} of {config.get('epochs', '?')}", "epochs"),
-        ("time", str(datetime.timedelta(seconds=int(last["seconds"]))), "h:mm:ss of the run"),
+        ("speed", f"{last.get('images_per_sec') or 0:,.0f}", "training images per second"),
+        ("data wait", f"{last.get('data_wait') or 0:.0%}", "of the time waiting for images"),
+        ("progress", f"{last['epoch'] + 1} of {config.get('epochs', '?')}", "epochs finished"),
+        ("time", str(datetime.timedelta(seconds=int(last["seconds"]))), "hours:minutes:seconds so far"),
     ]
     html = "".join(f"<div><span>{a}</span><b>{b}</b><span>{c}</span></div>" for a, b, c in tiles)
     what = ["arch", "batch_size", "optimizer", "lr", "schedule", "amp"]
@@ -130,23 +136,26 @@ def _charts(events: list[dict]) -> str:
     charts = [
         ("Loss", draw_lines(loss, x_label="epochs", y_format="{:g}")),
         (
-            "Accuracy on the validation set, %",
+            "Accuracy on the validation images, %",
             draw_lines(accuracy, x_label="epochs", y_format="{:g}", from_zero=True),
         ),
-        ("Images per second", draw_lines(speed, x_label="epochs", y_format="{:,.0f}", from_zero=True)),
         (
-            "Time spent waiting for data, %",
+            "Training images per second",
+            draw_lines(speed, x_label="epochs", y_format="{:,.0f}", from_zero=True),
+        ),
+        (
+            "Share of the time spent waiting for images, %",
             draw_lines(wait, x_label="epochs", y_format="{:g}", from_zero=True),
         ),
         ("Learning rate", draw_lines(rate, x_label="epochs", y_format="{:g}", from_zero=True)),
-        ("Worst-confused classes", _confused(events)),
+        ("Classes most often confused", _confused(events)),
     ]
     return "".join(f"<figure><figcaption>{name}</figcaption>{svg}</figure>" for name, svg in charts)
 
 
 def _grid(path: Path) -> str:
     if not path.exists():
-        return '<p class="none">Nothing yet.</p>'
+        return '<p class="none">No data yet.</p>'
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="augmented training images" src="data:image/jpeg;base64,{data}">'
 
@@ -154,7 +163,7 @@ def _grid(path: Path) -> str:
 def _confused(events: list[dict]) -> str:
     found = _of(events, "confused")
     if not found or not found[-1]["pairs"]:
-        return '<p class="none">Nothing yet.</p>'
+        return '<p class="none">No data yet.</p>'
     most = max(pair["count"] / pair["images"] for pair in found[-1]["pairs"])
     rows = []
     for pair in found[-1]["pairs"]:
@@ -164,7 +173,7 @@ def _confused(events: list[dict]) -> str:
             f'<td class="bar"><i style="width:{100 * share / most:.0f}%"></i></td>'
             f"<td class='n'>{share:.0%}</td><td class='n'>{pair['count']} of {pair['images']}</td></tr>"
         )
-    head = "<tr><th>is</th><th>taken for</th><th colspan=3>share of its images</th></tr>"
+    head = "<tr><th>true class</th><th>predicted</th><th colspan=3>share of the true class's images</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
 
 

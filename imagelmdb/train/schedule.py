@@ -1,69 +1,41 @@
-"""The learning rate of each step and the crop's size in each epoch: pure functions, no state to resume.
+"""The learning rate of each step and the crop size of each epoch.
 
-schedule = make_schedule(config, steps_per_epoch=625)
-set_lr(optimizer, schedule.lr_at(step))
+Both are pure functions of the options, so a resumed run has no state of theirs to restore.
+
+set_lr(optimizer, lr_at(config, step, steps_per_epoch=625))
 """
 
 import math
-from dataclasses import dataclass
 
 from imagelmdb.config import Config
 
 
-@dataclass(frozen=True)
-class Schedule:
-    kind: str
-    lr: float  # at the peak
-    epochs: int
-    steps_per_epoch: int
-    warmup_epochs: float
-    warmup_start: float  # share of the peak
-    lr_end: float  # share of the peak
-    step_epochs: int
-    step_factor: float
-    power: float
+def lr_at(config: Config, step: int, *, steps_per_epoch: int) -> float:
+    """The learning rate of a step, counted from 0 over the whole run.
 
-    @property
-    def total_steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-    def lr_at(self, step: int) -> float:
-        """The rate of the step-th update, counted from 0 over the whole run."""
-        epoch = step / self.steps_per_epoch
-        if epoch < self.warmup_epochs:
-            share = epoch / self.warmup_epochs
-            return self.lr * (self.warmup_start + (1 - self.warmup_start) * share)
-        if self.kind == "step":
-            return self.lr * self.step_factor ** (step // self.steps_per_epoch // self.step_epochs)
-        left = 1 - (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
-        if self.kind == "cosine":
-            left = (1 - math.cos(math.pi * left)) / 2
-        elif self.kind == "poly":
-            left **= self.power
-        # linear and triangular follow `left` itself; triangular has to rise first.
-        return self.lr * (self.lr_end + (1 - self.lr_end) * left)
-
-
-def make_schedule(config: Config, steps_per_epoch: int) -> Schedule:
-    return Schedule(
-        kind=config.schedule,
-        lr=config.lr,
-        epochs=config.epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=config.warmup_epochs,
-        warmup_start=config.warmup_start,
-        lr_end=config.lr_end,
-        step_epochs=config.lr_step_epochs,
-        step_factor=config.lr_step_factor,
-        power=config.lr_power,
-    )
+    `--schedule step --lr 0.1 --lr-step-epochs 30` gives 0.1 in epochs 0 to 29 and 0.01 in epochs 30 to 59.
+    """
+    epoch = step / steps_per_epoch
+    if epoch < config.warmup_epochs:
+        share = epoch / config.warmup_epochs
+        return config.lr * (config.warmup_start + (1 - config.warmup_start) * share)
+    if config.schedule == "step":
+        return config.lr * config.lr_step_factor ** (step // steps_per_epoch // config.lr_step_epochs)
+    left = 1 - (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+    if config.schedule == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    elif config.schedule == "poly":
+        left **= config.lr_power
+    # "linear" and "triangular" both fall with `left` itself. They differ in the warm-up, which only
+    # "triangular" requires.
+    return config.lr * (config.lr_end + (1 - config.lr_end) * left)
 
 
 def size_at(config: Config, epoch: int) -> int:
-    """The training crop of an epoch, px: start_size, then growing by multiples of size_step, then train_size.
+    """The training crop of an epoch, px. It is start_size first, and then grows in multiples of size_step.
 
-    The shares are of the run that is done when the epoch ends. FFCV's published ramps, such as epochs
-    11 to 13 of 16 and 65 to 76 of 88, are all grow_from 0.75, grow_until 0.875.
+    grow_from and grow_until are shares of the run, compared with what is done at the end of the epoch. 0.75
+    and 0.875 give all of FFCV's published ramps: epochs 11 to 13 of 16, for example, and 65 to 76 of 88.
     """
     done = (epoch + 1) / config.epochs
     if not config.start_size or done >= config.grow_until:

@@ -1,15 +1,16 @@
-"""The ranks of a run as one of them sees them: what they agree on, and what they sum.
+"""The ranks of a run, seen from one of them: what they agree on, exchange and sum up.
 
-With one rank every method is its own trivial case, so that callers have one path.
+With a single rank each method has a trivial answer, so callers do not treat that case apart.
 
 with world.agree():
-    loader = make_train_loader(...)     # a UserError on one rank is raised on all
+    loader = make_train_loader(...)     # a UserError on one rank is raised on all of them
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -21,51 +22,65 @@ from imagelmdb.train.board import Board
 
 
 class AgreedMistake(UserError):
-    """A user's mistake on some rank, raised on all."""
+    """A user's mistake on some rank, raised on all of them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank this process is. Known before it talks to any other."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # among the ranks of this machine
+    local_size: int = 1  # ranks of this machine
+    url: str = "env://"  # where the ranks meet
+    attempt: int = 0  # how often torchrun has restarted the ranks
 
 
 class World:
-    """The ranks of a run as one of them sees them."""
+    """All ranks of a run. `device` is where this rank computes."""
 
-    def __init__(
-        self, store: dist.Store, *, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1
-    ):
-        self.rank = rank
-        self.size = size
-        self.local_rank = local_rank
-        self.local_size = local_size
+    def __init__(self, store: dist.Store, place: Place = Place()):
+        self.rank = place.rank
+        self.size = place.world_size
+        self.local_rank = place.local_rank
+        self.local_size = place.local_size
         self.device = torch.device("cpu")
         self.store = store
-        self.board = Board(store, rank=rank, world_size=size)
+        self.board = Board(store, rank=self.rank, world_size=self.size)
+        self.stop_requested = False  # on this rank; the trainer asks the others at its next reading
         self._agreements = 0
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def request_stop(self) -> None:
+        """A signal asks the run to stop. Safe in a signal handler."""
+        self.stop_requested = True
+
     def say(self, line: str) -> None:
-        """Print once, whatever the number of ranks."""
+        """Print a line once, not once for each rank."""
         if self.is_main:
             print(line, flush=True)
 
     @contextlib.contextmanager
     def agree(self) -> Iterator[None]:
-        """Around work that a user's mistake may end on some ranks: it then ends on all, in one message.
+        """Wrap work in which some rank may find a user's mistake. Then all ranks raise it, and one prints it.
 
-        The block holds no collective.
+        The block must not contain a collective.
         """
         self._agreements += 1
         name = f"agree/{self._agreements}"
         try:
             yield
         except UserError as error:
-            mistake = self._verdict(name, str(error))
-            raise AgreedMistake(mistake) from error
-        if mistake := self._verdict(name, ""):
+            raise AgreedMistake(self._find_mistake(name, str(error))) from error
+        if mistake := self._find_mistake(name, ""):
             raise AgreedMistake(mistake)
 
     def check_same(self, value: str | int, mistake: str) -> None:
-        """UserError on all ranks where one's value differs from rank 0's."""
+        """UserError on all ranks if the value of one differs from rank 0's."""
         with self.agree():
             key = f"same/{self._agreements}"
             if self.is_main:
@@ -74,7 +89,7 @@ class World:
                 raise UserError(f"rank {self.rank}: {mistake}")
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank."""
+        """The value of each rank, in the order of the ranks."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -88,7 +103,7 @@ class World:
         return tensor
 
     def stack(self, row: torch.Tensor) -> torch.Tensor:
-        """Every rank's row, as a matrix [world size, len(row)] on the device."""
+        """The row of each rank, as a matrix [world size, len(row)] on the device."""
         if self.size == 1:
             return row[None]
         rows = [torch.empty_like(row) for _ in range(self.size)]
@@ -96,13 +111,13 @@ class World:
         return torch.stack(rows)
 
     def share_buffers(self, module: torch.nn.Module) -> None:
-        """Give every rank rank 0's buffers (BatchNorm's statistics), so that all evaluate the same model."""
+        """Copy rank 0's buffers (BatchNorm's statistics) to all ranks, so that they evaluate one model."""
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def _verdict(self, name: str, mistake: str) -> str:
-        """The first mistake of any rank, by rank 0's count."""
+    def _find_mistake(self, name: str, mistake: str) -> str:
+        """The mistake of the first rank that made one, or "". `mistake` is this rank's own."""
         if self.size == 1:
             return mistake
         self.store.set(f"{name}/{self.rank}", mistake)
@@ -112,6 +127,6 @@ class World:
         verdict = self.store.get(name).decode()
         if self.store.add(f"{name}/read", 1) == self.size:
             self.store.set(f"{name}/all_read", "")
-        if verdict and self.is_main:  # the store may live here: stay until all have read it
+        if verdict and self.is_main:  # the store may be in this process: wait until all ranks have read it
             self.store.wait([f"{name}/all_read"], timedelta(seconds=10))
         return verdict

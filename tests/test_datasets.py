@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-from imagelmdb.data.imagefolder import ImageFolderLMDB, IterableLMDB
+from imagelmdb.data.datasets import ImageFolderLMDB, IterableLMDB
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""Datasets over a store for code that knows torchvision: one PIL image at a time.
+"""Datasets over a store for code that knows torchvision: one Pillow image at a time.
 
-ImageFolderLMDB("train-lmdb", transform)              # for ImageFolder("train", transform)
-IterableLMDB("train-lmdb", transform, seed=0, rank=rank, world_size=world_size)
+ImageFolderLMDB("train-lmdb", transform)    # instead of ImageFolder("train", transform)
+IterableLMDB("train-lmdb", transform, seed=0, rank=rank, world_size=world_size)    # for slow disks
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torchvision.datasets import VisionDataset
 
-from imagelmdb.decode.libjpeg import read_image
-from imagelmdb.errors import BadImageError, UserError
+from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.blocks import BLOCK_RECORDS
 from imagelmdb.order.rng import BLOCK, BUFFER, make_key, permute
+from imagelmdb.store.images import read_image
 from imagelmdb.store.reader import LMDBStore
 
 
 class ImageFolderLMDB(VisionDataset):
-    """ImageFolder on a store: the same classes, order, PIL images and labels.
+    """The same classes, order, images and labels as ImageFolder.
 
-    The store is opened on first use in each process, so it may be pickled, forked and spawned. The lists of
-    ImageFolder (`samples`, `imgs`, `targets`) are made when they are asked for; paths in them are the store's
-    names ("n01440764/n01440764_10026.JPEG").
+    The store is opened on first use in each process, so the dataset can be pickled, forked and spawned. The
+    lists `samples`, `imgs` and `targets` are made when somebody asks for them. Their paths are the store's
+    names, such as "n01440764/n01440764_10026.JPEG".
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class ImageFolderLMDB(VisionDataset):
         return len(self.store)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return _load(self.store, index, self.transforms)
+        image, label = _load_sample(self.store, index)
+        return self.transforms(image, label) if self.transforms else (image, label)
 
     @cached_property
     def targets(self) -> list[int]:
@@ -65,11 +66,11 @@ class ImageFolderLMDB(VisionDataset):
 
 
 class IterableLMDB(IterableDataset):
-    """A store as a stream of (image, label): every record once an epoch over all ranks and workers.
+    """Every record once an epoch, over all ranks and workers.
 
-    Blocks of neighbouring records come in random order; each is asked from the disk as a whole, and its
-    records wait in a buffer from which random ones are taken. `set_epoch` reaches persistent workers too.
-    buffer: records waiting in each worker. A rank's share may be a block longer than another's.
+    Blocks of neighbouring records come in random order. Each block is read from the disk as a whole, and its
+    records wait in a buffer, from which random ones are taken. One rank's share may be a block larger than
+    another's. `set_epoch` reaches persistent workers as well. buffer: records that wait in each worker.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class IterableLMDB(IterableDataset):
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of {world_size} ranks")
         if buffer < 1:
-            raise UserError(f"a shuffle buffer of {buffer} records holds nothing")
+            raise UserError(f"a shuffle buffer of {buffer} records is too small: at least 1")
         self.transform, self.target_transform = transform, target_transform
         self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
         self.buffer = buffer
@@ -108,11 +109,9 @@ class IterableLMDB(IterableDataset):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         consumer = number * self.world_size + self.rank
         for index in self._order(int(self._epoch), consumer, self.world_size * workers):
-            yield _load(self.store, index, self._transforms)
-
-    def _transforms(self, image: Any, label: int) -> tuple[Any, Any]:
-        image = self.transform(image) if self.transform else image
-        return image, self.target_transform(label) if self.target_transform else label
+            image, label = _load_sample(self.store, index)
+            image = self.transform(image) if self.transform else image
+            yield image, self.target_transform(label) if self.target_transform else label
 
     def _order(self, epoch: int, consumer: int, consumers: int) -> Iterator[int]:
         if not self.shuffle:
@@ -131,7 +130,7 @@ class IterableLMDB(IterableDataset):
             yield _take(waiting, rng)
 
     def _blocks(self, epoch: int, consumer: int, consumers: int) -> Iterator[range]:
-        """The blocks of a consumer: every consumers-th of the epoch's order."""
+        """The blocks of one consumer: every consumers-th one of the epoch's order."""
         count = len(self.store)
         mine = np.arange(consumer, -(-count // BLOCK_RECORDS), consumers)
         if self.shuffle:
@@ -140,16 +139,19 @@ class IterableLMDB(IterableDataset):
             yield range(start, min(start + BLOCK_RECORDS, count))
 
 
-def _load(store: LMDBStore, index: int, transforms: Callable | None) -> tuple[Any, Any]:
+def _load_sample(store: LMDBStore, index: int) -> tuple[Any, int]:
+    """(Pillow image, label) of a record."""
     record = store[index]
     try:
-        image = read_image(record)
+        return read_image(record), record.label
     except BadImageError as error:
-        raise BadImageError(f"{store.key(index)} ({store.name(index)}) does not decode: {error}") from error
-    return transforms(image, record.label) if transforms else (image, record.label)
+        raise StoreError(
+            f"{store.where(index)} ({store.name(index)}) does not decode: {error}; {store.advice}"
+        ) from error
 
 
 def _take(waiting: list[int], rng: np.random.Generator) -> int:
+    """Remove and return a random one."""
     at = int(rng.integers(len(waiting)))
     waiting[at], waiting[-1] = waiting[-1], waiting[at]
     return waiting.pop()
