@@ -28,30 +28,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-NULL, INT, BINARY, UTF8, LIST, STRUCT, UNION = (
-    1,
-    2,
-    4,
-    5,
-    12,
-    13,
-    14,
-)  # the numbers of Arrow types in a flatbuffer
+NULL, INT, BINARY, UTF8, LIST, STRUCT, UNION = 1, 2, 4, 5, 12, 13, 14  # Arrow types in a flatbuffer
 SCHEMA, RECORD_BATCH = 1, 3  # kinds of messages
 METADATA_V4, METADATA_V5 = 3, 4  # pyarrow up to 0.17, pyarrow from 1.0 on
 MAX_DEPTH = 8  # of nested fields; a record needs 5
 MAX_CHILDREN = 64  # of a union; pyarrow has about 40 types of values
 MAX_ITEMS = 16  # of a list in a record
 
-_BUFFERS = {
-    NULL: 0,
-    INT: 2,
-    BINARY: 3,
-    UTF8: 3,
-    LIST: 2,
-    STRUCT: 1,
-    UNION: 2,
-}  # how many: validity, offsets, data
+# How many buffers a column has: validity, offsets, data.
+_BUFFERS = {NULL: 0, INT: 2, BINARY: 3, UTF8: 3, LIST: 2, STRUCT: 1, UNION: 2}
 
 
 class Field(NamedTuple):

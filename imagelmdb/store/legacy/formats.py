@@ -173,8 +173,6 @@ def _load_record(load, value: memoryview) -> tuple[memoryview | np.ndarray, int]
 def _as_image(image) -> memoryview | np.ndarray:
     if isinstance(image, dict):  # msgpack-numpy
         image = _unpack_array(image)
-    elif isinstance(image, pickled.Array):
-        image = image.value
     if isinstance(image, bytes):
         image = memoryview(image)
     if isinstance(image, np.ndarray):
@@ -201,8 +199,6 @@ def _as_rgb(pixels: np.ndarray, *, channels_first: bool) -> np.ndarray:
 def _as_label(label) -> int:
     if isinstance(label, dict):
         label = _unpack_array(label)
-    elif isinstance(label, pickled.Array):
-        label = label.value
     if isinstance(label, np.ndarray) and label.size == 1 and label.dtype.kind in "iu":
         label = int(label.reshape(()))
     if type(label) is not int:

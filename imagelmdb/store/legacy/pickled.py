@@ -25,46 +25,44 @@ MAX_DIMENSIONS = 4
 
 
 class DType:
-    """A numpy.dtype in the making. A pickle gives its name first, and later its byte order."""
+    """A numpy.dtype in the making. A pickle gives its name first, and then its state: the byte order."""
 
     def __init__(self, name: str, align: bool = False, copy: bool = False):
         if not isinstance(name, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248])", name):
             raise ValueError("an array of something other than integers")
         self.value = np.dtype(name)
 
-    def set_state(self, state: tuple) -> None:
+    def with_state(self, state: tuple) -> DType:
         order, details = state[1], state[2:]
         if order not in ("<", ">", "|", "=") or any(part not in (None, -1, 0) for part in details):
             raise ValueError("an array of something other than integers")
         if order in "<>":
             self.value = self.value.newbyteorder(order)
+        return self
 
 
 class Array:
-    """A numpy.ndarray in the making. It has its `value` once the pickle has given its state."""
+    """A numpy.ndarray in the making. A pickle makes an empty one, and then gives its state."""
 
-    def __init__(self, kind: object = None, shape: object = None, code: object = None):
-        self.value: np.ndarray | None = None
+    def __init__(self, kind: object, shape: object, code: object):
+        pass  # all that counts is in the state
 
-    def set_state(self, state: tuple) -> None:
+    def with_state(self, state: tuple) -> np.ndarray:
         _, shape, dtype, fortran, data = state
-        self.value = _make_array(data, dtype, shape, "F" if fortran else "C")
+        return _make_array(data, dtype, shape, "F" if fortran else "C")
 
 
 def load(data: bytes | memoryview):
-    """The pickled value: ints, bytes, text, lists, tuples, Array."""
+    """The pickled value: ints, bytes, text, lists, tuples, arrays."""
     if data[:1] != b"\x80":
         raise ValueError("not a pickle of protocol 2 or later")
     return _Machine(data).run()
 
 
-def _from_buffer(buffer, dtype, shape, order, axes=None) -> Array:
+def _from_buffer(buffer, dtype, shape, order, axes=None) -> np.ndarray:
     """Stands for numpy's _frombuffer. Recent numpys write order K and axes for a transposed array."""
-    array = Array()
-    array.value = _make_array(buffer, dtype, shape, "C" if order == "K" else order)
-    if order == "K" and axes is not None:
-        array.value = array.value.transpose(axes)
-    return array
+    array = _make_array(buffer, dtype, shape, "C" if order == "K" else order)
+    return array.transpose(axes) if order == "K" and axes is not None else array
 
 
 def _make_array(data: bytes | memoryview, dtype: DType, shape: tuple, order: str) -> np.ndarray:
@@ -207,7 +205,7 @@ class _Machine:
 
     def build(self) -> None:
         state = _require(self.stack.pop(), tuple)
-        _require(self.stack[-1], DType | Array).set_state(state)
+        self.stack[-1] = _require(self.stack[-1], DType | Array).with_state(state)
 
 
 def _require(value, kind):
