@@ -54,11 +54,11 @@ class CacheSettings:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def write_cache(dataset: Any, file: Path, settings: CacheSettings, workers: int) -> None:
+def write_cache(dataset: Any, file: Path, *, settings: CacheSettings, workers: int) -> None:
     """Write a finished store to `file`. If an item cannot be stored, no file is left."""
     fingerprint = settings.fingerprint(dataset)
     source = CACHE_SOURCE + type(dataset).__name__
-    writer = ShardWriter(file, fingerprint, source)
+    writer = ShardWriter(file, fingerprint, source=source)
     try:
         total, most = _write_rows(writer, dataset, settings, workers)
         writer.finish(

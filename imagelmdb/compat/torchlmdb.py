@@ -83,7 +83,7 @@ class DatasetLMDB(Dataset):
         if temporary_db:
             self._temporary = TemporaryFile(root, stem)
             self.path = self._temporary.path
-            write_cache(dataset, self.path, settings, workers)
+            write_cache(dataset, self.path, settings=settings, workers=workers)
         else:
             self.path = root / f"{stem}.lmdb"
             _prepare(dataset, self.path, settings, can_create, force_db_rebuild, workers)
@@ -173,7 +173,7 @@ def _prepare(
             raise UserError(f"no cache {path} of this dataset ({why}), and can_create=False forbids one")
         building = path.with_name(path.name + ".building")
         building.unlink(missing_ok=True)
-        write_cache(dataset, building, settings, workers)
+        write_cache(dataset, building, settings=settings, workers=workers)
         building.replace(path)
 
 

@@ -95,7 +95,7 @@ def convert(
         )
     order = np.random.default_rng(seed).permutation(len(source)) if shuffle else np.arange(len(source))
     conversion = _identify(source, how, shards, order)
-    layout = Output(output, shards, conversion, force)
+    layout = Output(output, shards=shards, conversion=conversion, force=force)
     layout.refuse_overlap(source)
     with layout:
         job = _Job(source, how, order, conversion, layout)
@@ -120,7 +120,7 @@ class _Job:
         started = time.monotonic()
         report = Report(self.output.path, errors_file=self.output.errors_file)
         for file in self.output.files:
-            self.writers.append(ShardWriter(file, self.conversion, self.source.description))
+            self.writers.append(ShardWriter(file, self.conversion, source=self.source.description))
         finished = next((writer.finished for writer in self.writers if writer.finished), None)
         if finished:  # a kill came between the last transactions of two shards, when everything was decided
             self._finish(report, finished)

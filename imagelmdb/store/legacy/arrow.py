@@ -55,7 +55,7 @@ def load(value: memoryview):
 
 
 def load_keys(value: memoryview) -> tuple[memoryview, np.ndarray]:
-    """A list of bytes: the joined bytes, and where each ends. It makes no object for each of 1.28 M."""
+    """A list of bytes, as the joined bytes and where each ends: no object is made for each of 1.28 M keys."""
     root, body, buffers = _open(value)
     field, row = root, 0
     while field.kind in (UNION, STRUCT):
@@ -177,9 +177,8 @@ def _enter(field: Field, row: int, body: memoryview, buffers: list) -> tuple[Fie
         return field.children[0], row
     if field.kind != UNION:
         raise ValueError("a column that is not a union")
-    child = _unpack(
-        "b", _slice(body, *buffers[field.buffer]), row
-    )  # the child's index, and not its typeId: these differ up to 0.12
+    # The number is the child's index and not its typeId: these differ up to pyarrow 0.12.
+    child = _unpack("b", _slice(body, *buffers[field.buffer]), row)
     if not 0 <= child < len(field.children):
         raise ValueError(f"a union of {len(field.children)} has no branch {child}")
     return field.children[child], _unpack("<i", _slice(body, *buffers[field.buffer + 1]), 4 * row)

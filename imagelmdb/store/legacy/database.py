@@ -17,13 +17,8 @@ from imagelmdb.store.legacy.key_list import KeyList
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment
 
-DAMAGE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    struct.error,
-)  # what a loader raises for a value that is damaged
+# What a loader raises for a damaged value.
+DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error)
 MAX_CLASSES = 1 << 20  # a larger label means damage
 _TRIED_RECORDS = 100  # if the first 100 are all bad, the file is something else
 

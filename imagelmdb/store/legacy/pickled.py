@@ -113,9 +113,8 @@ class _Machine:
         while True:
             at = self.at
             code = data[at]
-            if (
-                code == 0x43
-            ):  # SHORT_BINBYTES; it and the next one come first because a list of keys is made of them
+            # A list of keys is made of the first two instructions, so they come first.
+            if code == 0x43:  # SHORT_BINBYTES
                 self.at = end = at + 2 + data[at + 1]
                 stack.append(bytes(data[at + 2 : end]))
             elif code == 0x94:  # MEMOIZE
