@@ -64,7 +64,7 @@ def write_store(path: Path, total_bytes: int) -> None:
     tiled = [Encoded(*tile_jpeg(data), "") for data in make_jpegs(200, plain=True)]
     count = total_bytes // (sum(len(encoded.image) for encoded in tiled) // len(tiled))
     for shard in range(SHARDS):
-        writer = ShardWriter(path / f"shard-{shard:05d}.lmdb", "benchmark", "generated")
+        writer = ShardWriter(path / f"shard-{shard:05d}.lmdb", "benchmark", source="generated")
         share = count * (shard + 1) // SHARDS - count * shard // SHARDS
         for start in range(0, share, 200):
             numbers = range(start, min(start + 200, share))

@@ -93,7 +93,7 @@ def private_bytes() -> int:
 
 def write_store(path: Path, records: int) -> None:
     """Small records with ImageNet's number of classes and its names' length, by the store's own writer."""
-    writer = ShardWriter(path, "benchmark", "generated")
+    writer = ShardWriter(path, "benchmark", source="generated")
     image = Encoded(np.random.default_rng(0).bytes(60), b"", 5, 4, "")
     for start in range(0, records, 50_000):
         rows = []

@@ -40,7 +40,7 @@ def write_store(
         if shard_ends:
             path.mkdir(exist_ok=True)
             file = path / f"shard-{shard:05d}.lmdb"
-        writer = ShardWriter(file, "test", str(tree))
+        writer = ShardWriter(file, "test", source=str(tree))
         rows = [_make_row(i, file, tree, classes, encoding) for i, file in enumerate(files[start:end])]
         writer.write(rows)
         writer.finish(

@@ -234,7 +234,10 @@ def test_an_unfinished_conversion_is_not_continued_with_other_settings(odd_tree,
 
 
 def test_two_conversions_of_one_output_exclude_each_other(tree, tmp_path):
-    with Output(tmp_path / "s", 1, "x", False), pytest.raises(UserError, match="another conversion"):
+    with (
+        Output(tmp_path / "s", shards=1, conversion="x", force=False),
+        pytest.raises(UserError, match="another conversion"),
+    ):
         convert(open_source(tree / "train"), tmp_path / "s", workers=0)
 
 

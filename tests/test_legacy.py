@@ -25,6 +25,7 @@ from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
+from imagelmdb.store.verify import verify
 
 DATA = Path(__file__).parent / "data" / "legacy"
 EXPECTED = json.loads((DATA / "expected.json").read_text())
@@ -125,7 +126,7 @@ def test_every_record_is_what_the_tool_wrote_in_the_tools_order(databases, name)
     store = LMDBStore(databases / expected["path"])
     assert len(store) == len(expected["keys"])
     assert store.encoding == expected["encoding"]
-    assert [store.key(i).split(" key ")[1].replace("-", "/") for i in range(len(store))] == expected["keys"]
+    assert [store.where(i).split(" key ")[1].replace("-", "/") for i in range(len(store))] == expected["keys"]
     assert digests(store) == list(zip(expected["labels"], expected["sha256"], strict=True))
     assert store.labels.dtype == np.int32
     assert store.labels.tolist() == expected["labels"]
@@ -227,6 +228,8 @@ def test_a_lost_record_is_named_and_the_others_are_read(copy_of, name):
     if not name.startswith("torchlmdb"):  # which lists its labels
         with pytest.raises(StoreError, match=r"1 of 24 records are lost, the first: .* is missing"):
             store.labels  # noqa: B018
+    problems = verify(path, workers=0)
+    assert len(problems) == 1 and "is missing" in problems[0]
 
 
 def test_a_lost_first_record_is_lost_alone(copy_of):
@@ -245,7 +248,7 @@ def test_a_broken_record_is_named_and_the_others_are_read(copy_of, name):
     key = EXPECTED[name]["keys"][11].split("/")[-1].encode()
     change(path, {key: b"no record"}, database=b"db1" if name == "torchrecord" else None)
     store = LMDBStore(path)
-    with pytest.raises(StoreError, match=f" {EXPECTED[name]['keys'][11].replace('/', '-')} holds "):
+    with pytest.raises(StoreError, match=f" {EXPECTED[name]['keys'][11].replace('/', '-')}: "):
         store[11]
     assert store[12].label == EXPECTED[name]["labels"][12]
 
@@ -271,7 +274,7 @@ def test_keys_that_are_no_plain_numbers_are_kept(copy_of):
 def test_a_length_that_differs_from_the_keys_is_an_error(copy_of):
     path = copy_of("efficient-msgpack")
     change(path, {b"__len__": b"\x17"})
-    with pytest.raises(StoreError, match="__len__ says 23, and there are 24 keys"):
+    with pytest.raises(StoreError, match="__len__ says 23, but there are 24 keys"):
         len(LMDBStore(path))
 
 
@@ -295,7 +298,7 @@ def test_a_label_that_is_no_class_number_is_an_error(tmp_path, label):
     path = write_records(tmp_path / "db.lmdb", [msgpack.packb((b"jpeg", n)) for n in (0, label)])
     store = LMDBStore(path)
     for read in (lambda: store[1], lambda: store.labels):
-        with pytest.raises(StoreError, match=f"key 1 holds the label {label}"):
+        with pytest.raises(StoreError, match=f"key 1: label {label} is not"):
             read()
 
 
@@ -411,7 +414,7 @@ def test_an_upgrade_leaves_lost_records_out_where_asked_to(copy_of, tmp_path):
     assert done.returncode == 3
     reasons = (tmp_path / "new.errors.jsonl").read_text()
     assert "00000003 is missing" in reasons
-    assert "00000011 holds" in reasons
+    assert "00000011: " in reasons
     done = run_folder2lmdb("--dataset", path, "-o", tmp_path / "new.lmdb", "--skip-bad")
     assert done.returncode == 0, done.stderr
     labels = EXPECTED["tensorpack-msgpack"]["labels"]

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -198,6 +199,25 @@ def test_flipped_bytes_in_any_record_are_found_and_named(train_store, store_copy
         problems = verify(file, workers=0)
         assert len(problems) == 1 and f"key {index:08d}" in problems[0]
         assert store.name(index) in problems[0] or "checksum" not in problems[0]
+
+
+def test_check_names_a_damaged_record_and_passes_the_others(store_copy):
+    store = LMDBStore(store_copy)
+    image = bytes(store[7].image)
+    damaged = bytearray(store_copy.read_bytes())
+    damaged[damaged.index(image) + len(image) // 2] ^= 1
+    path = store_copy.with_name("damaged.lmdb")
+    path.write_bytes(damaged)
+    store = LMDBStore(path)
+    for index in range(len(store)):
+        if index == 7:
+            with pytest.raises(
+                StoreError, match=re.escape(f"{store.where(7)} ({store.name(7)}): its checksum")
+            ):
+                store.check(7)
+        else:
+            store.check(index)
+    assert store.advice == f"`imagelmdb verify {path}` lists all damaged records"
 
 
 def test_flipped_bytes_anywhere_never_crash(store_copy, tmp_path):

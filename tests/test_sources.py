@@ -477,7 +477,7 @@ def test_another_store_is_a_source_of_its_bytes_or_pixels(tmp_path, encoding):
         rows.append(Row.pack(i, encoded, label=i % 2, name=f"c{i % 2}/{i}.JPEG"))
     (tmp_path / "shards").mkdir()
     for path in (tmp_path / "one.lmdb", tmp_path / "shards" / "shard-00000.lmdb", tmp_path / "data.mdb"):
-        writer = ShardWriter(path, "conversion", "folder x")
+        writer = ShardWriter(path, "conversion", source="folder x")
         writer.write(rows)
         writer.finish(Meta(encoding, ["c0", "c1"]))
         writer.close()

@@ -243,7 +243,7 @@ def test_a_damaged_cache_is_rebuilt_and_a_store_of_another_kind_is_left_alone(tm
     other = write_store(make_tree(tmp_path / "tree", {"a": 2}), tmp_path / "other.lmdb", encoding="raw")
     stored = other.read_bytes()
     ours.path.write_bytes(stored)
-    with pytest.raises(UserError, match="no cache of a dataset"):
+    with pytest.raises(UserError, match="not the cache of a dataset"):
         DatasetLMDB(Shapes(), tmp_path)
     assert ours.path.read_bytes() == stored
 

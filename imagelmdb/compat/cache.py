@@ -1,4 +1,4 @@
-"""Write a dataset's images into a store, and tell when a store of it is out of date."""
+"""write_cache: writes the images of a dataset into a store. A fingerprint says when that is out of date."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import FORMAT_VERSION, Meta
 from imagelmdb.store.writer import Row, ShardWriter
 
-CACHE_SOURCE = "dataset "  # how a cache's source begins
+CACHE_SOURCE = "dataset "  # the source of a cache begins with it, see Meta
 _TRANSACTION_BYTES = 64 << 20
-_MODES = ("RGB", "L")  # kept exactly
+_MODES = ("RGB", "L")  # of Pillow: these are stored exactly
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What decides the content of a cache, besides the dataset."""
+    """All that decides what is in a cache, except for the dataset."""
 
     db_transform: Callable | None
     how: Encoding
@@ -38,7 +38,7 @@ class CacheSettings:
     seed: int
 
     def fingerprint(self, dataset: Any) -> str:
-        """Of the settings, and of what can be known of the dataset without reading its images."""
+        """A digest of the settings, and of the dataset as far as it is known without reading its images."""
         facts = [
             FORMAT_VERSION,
             describe(self.db_transform),
@@ -54,11 +54,11 @@ class CacheSettings:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def write_cache(dataset: Any, file: Path, settings: CacheSettings, workers: int) -> None:
-    """A finished store at `file`; nothing stays there where an item is not to be stored."""
+def write_cache(dataset: Any, file: Path, *, settings: CacheSettings, workers: int) -> None:
+    """Write a finished store to `file`. If an item cannot be stored, no file is left."""
     fingerprint = settings.fingerprint(dataset)
     source = CACHE_SOURCE + type(dataset).__name__
-    writer = ShardWriter(file, fingerprint, source)
+    writer = ShardWriter(file, fingerprint, source=source)
     try:
         total, most = _write_rows(writer, dataset, settings, workers)
         writer.finish(
@@ -79,24 +79,24 @@ def write_cache(dataset: Any, file: Path, settings: CacheSettings, workers: int)
 
 
 def strip_transforms(dataset: Any) -> Any:
-    """A shallow copy that yields images as they are loaded."""
+    """A shallow copy of the dataset without its transforms."""
     bare = copy.copy(dataset)
     for name in ("transform", "target_transform", "transforms"):
         if getattr(bare, name, None) is not None:
             setattr(bare, name, None)
-    if (held := find_held(bare)) is not None:
-        bare.dataset = strip_transforms(held)
+    if (inner := find_inner(bare)) is not None:
+        bare.dataset = strip_transforms(inner)
     return bare
 
 
-def find_held(dataset: Any) -> Any | None:
-    """The dataset that a Subset, or a wrapper like it, is made of."""
-    held = getattr(dataset, "dataset", None)
-    return held if hasattr(held, "__getitem__") and not isinstance(held, str) else None
+def find_inner(dataset: Any) -> Any | None:
+    """The dataset inside a Subset or another wrapper; None if it wraps nothing."""
+    inner = getattr(dataset, "dataset", None)
+    return inner if hasattr(inner, "__getitem__") and not isinstance(inner, str) else None
 
 
 def describe(thing: Any) -> str:
-    """A transform or dataset as text that is the same in every process."""
+    """A transform or dataset as text. It is the same in every process, so it has no addresses."""
     if hasattr(thing, "__code__"):
         code, cells = thing.__code__, [cell.cell_contents for cell in thing.__closure__ or ()]
         text = f"{thing.__qualname__} {code.co_code.hex()} {code.co_consts} {thing.__defaults__} {cells}"
@@ -112,7 +112,7 @@ def describe(thing: Any) -> str:
 
 
 class _Rows(torch.utils.data.Dataset):
-    """(image, label) of a dataset as rows, made in worker processes."""
+    """The items of a dataset as rows of a store, in one order. Worker processes make them."""
 
     def __init__(self, dataset: Any, settings: CacheSettings, order: np.ndarray, first: int):
         self.dataset, self.settings, self.order, self.first = dataset, settings, order, first
@@ -132,7 +132,7 @@ class _Rows(torch.utils.data.Dataset):
 
 
 def _write_rows(writer: ShardWriter, dataset: Any, settings: CacheSettings, workers: int) -> tuple[int, int]:
-    """(records, greatest label)."""
+    """Write all records. Returns (number of records, largest label)."""
     bare = strip_transforms(dataset)
     rows, pending_bytes, most = [], 0, -1
     for row in _make_rows(bare, settings, workers):
@@ -167,10 +167,10 @@ def _as_image(image: Any, index: int) -> Image.Image:
     if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
         image = to_pil_image(image)
     if not isinstance(image, Image.Image):
-        raise UserError(f"item {index} is a {type(image).__name__}, and only PIL images can be stored")
+        raise UserError(f"item {index} is a {type(image).__name__}, but only PIL images can be stored")
     if image.mode not in _MODES:
         raise UserError(
-            f"item {index} is an image of mode {image.mode}, and {' and '.join(_MODES)} are stored: "
+            f"item {index} is an image of mode {image.mode}, but only {' and '.join(_MODES)} can be stored: "
             "convert it in the dataset's loader or in db_transform"
         )
     return image
@@ -181,15 +181,15 @@ def _as_label(label: Any, index: int) -> int:
         return int(label)
     except (TypeError, ValueError):
         raise UserError(
-            f"item {index} has the label {label!r:.80}, and only integers can be stored"
+            f"item {index} has the label {label!r:.80}, but only integers can be stored"
         ) from None
 
 
 def _name_classes(dataset: Any, count: int) -> list[str]:
-    """The dataset's own names; numbers for labels beyond them."""
+    """The dataset's names of its classes, and numbers for labels that have no name."""
     names, holder = None, dataset
     while names is None and holder is not None:
-        names, holder = getattr(holder, "classes", None), find_held(holder)
+        names, holder = getattr(holder, "classes", None), find_inner(holder)
     names = [str(name) for name in names or ()]
     return names + [str(label) for label in range(len(names), count)]
 

@@ -1,4 +1,7 @@
-"""A file that is removed with its object, at the end of its process, or, after a kill, by the next one."""
+"""TemporaryFile: a file that is removed with its object or at the end of the process.
+
+If a kill prevents that, the next TemporaryFile in the same folder removes it.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: what a killed process leaves stays
+except ImportError:  # Windows, where the file of a killed process stays
     fcntl = None
 
 _MARK = "temporary"
 
 
 class TemporaryFile:
-    """A name for a file in `folder`; others of the same `stem` whose process is gone are removed first.
+    """A name for a file in `folder`. Files of the same `stem` are removed first if their process has ended.
 
-    A lock tells whether a process is alive: the kernel drops it with the process, whatever ended it.
+    A lock says whether a process is alive: the kernel releases it when the process ends, for whatever reason.
     """
 
     def __init__(self, folder: Path, stem: str):
@@ -26,7 +29,8 @@ class TemporaryFile:
             _remove_stale(lock)
         descriptor, name = _make_lock(folder, stem)
         self.path = Path(name).with_suffix(".lmdb")
-        # Unlike weakref's: also at the end of multiprocessing's children, and not in forked copies.
+        # Unlike weakref.finalize, this runs when a multiprocessing child ends, and does not run in forked
+        # copies.
         Finalize(self, _remove, (self.path, Path(name), descriptor), exitpriority=0)
 
 
@@ -35,7 +39,7 @@ def _make_lock(folder: Path, stem: str) -> tuple[int, str]:
         descriptor, name = tempfile.mkstemp(".lock", f"{stem}.{_MARK}-", folder)
         if fcntl:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if Path(name).exists():  # nobody took it for stale before it was locked
+        if Path(name).exists():  # otherwise somebody removed it before it was locked
             return descriptor, name
         os.close(descriptor)
 
@@ -54,5 +58,5 @@ def _remove_stale(lock: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             lock.with_suffix(".lmdb").unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
-    except OSError:  # its owner lives, or another process removes it now
+    except OSError:  # its process is alive, or somebody else is removing it
         return

@@ -1,12 +1,13 @@
-"""DatasetLMDB: any dataset that yields PIL images, with the images kept in a store.
+"""DatasetLMDB: any dataset that yields PIL images, read from a store instead.
 
 train = DatasetLMDB(torchvision.datasets.CIFAR10("data", transform=transform), "caches", name="train")
-train[0]                              # as the dataset gives it, its transforms applied live
+train[0]                              # the same as from the dataset; transforms are applied at every read
 DatasetLMDB(dataset, "caches", db_transform=Resize(64))       # resized once, when the cache is written
 DatasetLMDB(dataset, "/dev/shm", temporary_db=True)           # removed with the object
 
-A cache is written on first use and reused while dataset and settings are the same. Of several processes,
-under torchrun for one, the first writes it and the others wait.
+The first use writes the store, which we call a cache. Later uses read it, as long as the dataset and the
+settings are the same. If several processes need it, for example under torchrun, one writes and the others
+wait.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.vision import StandardTransform
 
-from imagelmdb.compat.cache import CACHE_SOURCE, CacheSettings, find_held, write_cache
+from imagelmdb.compat.cache import CACHE_SOURCE, CacheSettings, find_inner, write_cache
 from imagelmdb.compat.temporary import TemporaryFile
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.store.encode import Encoding
@@ -34,16 +35,17 @@ OUTPUTS = ("pil", "chw", "hwc")
 
 
 class DatasetLMDB(Dataset):
-    """Behaves as `dataset` does: its length, items, transforms and attributes.
+    """It has the length, items, transforms and attributes of `dataset`.
 
-    root, name: the cache is the file root/TYPE_NAME.lmdb.
-    can_create: without it, a cache that is absent or of other settings is an error.
-    temporary_db: a file of this object's own, removed with it and at the end of the process.
-    db_transform: applied once, to each image before it is stored; gives an image or a uint8 CHW tensor.
-    encoding: "raw" pixels, or "jpeg" of this `quality`.
-    output: what the dataset's transform is given: a PIL image, or a uint8 tensor, CHW or HWC.
-    rounds: the dataset is stored as often, for a random db_transform.
-    shuffle_while_writing: in random order, another in each round; `targets` follow.
+    root, name: the cache is the file root/TYPE_NAME.lmdb, where TYPE is the class of the dataset.
+    can_create: if False, it is an error if there is no cache of this dataset with these settings.
+    temporary_db: a cache for this object alone. It is removed with the object or at the end of the process.
+    db_transform: changes each image once, before it is stored. It returns an image or a uint8 CHW tensor.
+    force_db_rebuild: write the cache again.
+    encoding: "raw" for pixels, or "jpeg" with this `quality`.
+    output: what the dataset's transform gets: "pil" for a PIL image, "chw" or "hwc" for a uint8 tensor.
+    rounds: store the dataset so many times, for a random db_transform.
+    shuffle_while_writing: store in a random order, a new one in each round. `targets` has that order.
     workers: processes that read the dataset while the cache is written.
     """
 
@@ -81,7 +83,7 @@ class DatasetLMDB(Dataset):
         if temporary_db:
             self._temporary = TemporaryFile(root, stem)
             self.path = self._temporary.path
-            write_cache(dataset, self.path, settings, workers)
+            write_cache(dataset, self.path, settings=settings, workers=workers)
         else:
             self.path = root / f"{stem}.lmdb"
             _prepare(dataset, self.path, settings, can_create, force_db_rebuild, workers)
@@ -104,7 +106,7 @@ class DatasetLMDB(Dataset):
 
     @property
     def transform(self) -> Callable | None:
-        """The dataset's own; setting it here sets it there."""
+        """The dataset's transform. To set it here sets it there."""
         return getattr(_innermost(self.dataset), "transform", None)
 
     @transform.setter
@@ -120,18 +122,20 @@ class DatasetLMDB(Dataset):
         _innermost(self.dataset).target_transform = transform
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes of the dataset show through."""
-        if name.startswith("__") or name in ("dataset", "in_order"):  # absent while being unpickled
+        """Any other attribute is that of the dataset."""
+        if name.startswith("__") or name in ("dataset", "in_order"):  # these are absent while it is unpickled
             raise AttributeError(name)
         if not self.in_order:
             if name == "targets":
                 return self.store.labels.tolist()
             if name in ("samples", "imgs"):
-                raise AttributeError(f"{name} of the dataset are in another order than its cache")
+                raise AttributeError(
+                    f"{name} of the dataset are in another order than the records of its cache"
+                )
         return getattr(self.dataset, name)
 
     def __getstate__(self) -> dict:
-        """A copy reads a temporary cache, and the original removes it."""
+        """A copy can read a temporary cache, but only the original removes it."""
         return vars(self) | {"_temporary": None}
 
     def _read(self, index: int) -> tuple[Any, int]:
@@ -154,14 +158,14 @@ class DatasetLMDB(Dataset):
 def _prepare(
     dataset: Any, path: Path, settings: CacheSettings, can_create: bool, force: bool, workers: int
 ) -> None:
-    """A finished cache of these settings at `path`; written by one process while the others wait."""
+    """Make sure that there is a cache with these settings. One process writes it while others wait."""
     started = time.time()
     fingerprint = settings.fingerprint(dataset)
     if not force and _find_fingerprint(path) == fingerprint:
         return
     with FileLock(f"{path}.lock"):
         found = _find_fingerprint(path)
-        # Where ranks force a rebuild together, the first one's is new enough for all.
+        # If all ranks force a rebuild at the same time, one new cache is enough for them.
         if found == fingerprint and (not force or path.stat().st_mtime > started):
             return
         if not can_create:
@@ -169,12 +173,12 @@ def _prepare(
             raise UserError(f"no cache {path} of this dataset ({why}), and can_create=False forbids one")
         building = path.with_name(path.name + ".building")
         building.unlink(missing_ok=True)
-        write_cache(dataset, building, settings, workers)
+        write_cache(dataset, building, settings=settings, workers=workers)
         building.replace(path)
 
 
 def _find_fingerprint(path: Path) -> str | None:
-    """None where there is no cache; "" where it is damaged."""
+    """The fingerprint of a cache. None if there is no file, "" if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -182,12 +186,12 @@ def _find_fingerprint(path: Path) -> str | None:
     except StoreError:
         return ""
     if not state.source.startswith(CACHE_SOURCE):
-        raise UserError(f"{path} is a store, but no cache of a dataset: choose another root or name")
+        raise UserError(f"{path} is a store, but not the cache of a dataset: choose another root or name")
     return state.conversion
 
 
 def _innermost(dataset: Any) -> Any:
-    """The dataset with the transforms: a Subset holds one."""
-    while not hasattr(dataset, "transform") and (held := find_held(dataset)) is not None:
-        dataset = held
+    """The dataset that has the transforms: it may be inside a Subset."""
+    while not hasattr(dataset, "transform") and (inner := find_inner(dataset)) is not None:
+        dataset = inner
     return dataset

@@ -1,4 +1,4 @@
-"""Writer: from a list file to a store in shards, with a function of one's own for each line.
+"""Writer: makes a store from a list file, with a function of your own that reads each line.
 
 Writer("list.txt", "train-lmdb", db_num=4, shuffle=True, data_process_func=read_line).write()
 """
@@ -18,10 +18,12 @@ from imagelmdb.store.sources.source import digest
 
 
 class Writer:
-    """TorchRecord's Writer on our format.
+    """TorchRecord's Writer, which writes our format.
 
-    data_process_func takes a line of the list and returns (PIL image or encoded bytes, label); without it a
-    line is `path label`. classes: their names, by default the labels at the ends of the lines.
+    db_num: the number of shards.
+    data_process_func: takes a line of the list and returns (PIL image or encoded bytes, label). Without it, a
+        line is `path label`.
+    classes: the names of the classes; by default the labels at the ends of the lines.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Writer:
         self._how = Encoding(encoding)
 
     def write(self, **options) -> Report:
-        """Further options are those of `convert`: skip_bad, force, progress."""
+        """Write the store. Options are those of `convert`: skip_bad, force, progress."""
         return convert(self.source, self._output, how=self._how, **self._options, **options)
 
 
 class _LinesSource(DatasetSource):
+    """The lines of a list as a source."""
+
     def __init__(self, lines: _Lines, classes: Sequence[str] | None):
         super().__init__(lines, classes=classes or lines.classes)
 
@@ -61,7 +65,7 @@ class _LinesSource(DatasetSource):
 
 
 class _Lines:
-    """The lines of a list as a dataset of what the function makes of them."""
+    """The lines of a list as a dataset: item i is what the function makes of line i."""
 
     def __init__(self, path: Path, function: Callable[[str], tuple[Any, int]]):
         self._paths, self._fields, numbers = read_lines(path)
@@ -72,7 +76,7 @@ class _Lines:
         return len(self._paths)
 
     def buffers(self) -> list:
-        """All that the list says."""
+        """The text of all lines, for a fingerprint."""
         return [part for texts in (self._paths, self._fields) for part in (texts.ends, texts.buffer)]
 
     def __getitem__(self, index: int) -> tuple[Any, int]:

@@ -95,7 +95,7 @@ def convert(
         )
     order = np.random.default_rng(seed).permutation(len(source)) if shuffle else np.arange(len(source))
     conversion = _identify(source, how, shards, order)
-    layout = Output(output, shards, conversion, force)
+    layout = Output(output, shards=shards, conversion=conversion, force=force)
     layout.refuse_overlap(source)
     with layout:
         job = _Job(source, how, order, conversion, layout)
@@ -120,7 +120,7 @@ class _Job:
         started = time.monotonic()
         report = Report(self.output.path, errors_file=self.output.errors_file)
         for file in self.output.files:
-            self.writers.append(ShardWriter(file, self.conversion, self.source.description))
+            self.writers.append(ShardWriter(file, self.conversion, source=self.source.description))
         finished = next((writer.finished for writer in self.writers if writer.finished), None)
         if finished:  # a kill came between the last transactions of two shards, when everything was decided
             self._finish(report, finished)
@@ -150,31 +150,29 @@ class _Job:
     def _write_all(self, todo: np.ndarray, workers: int, report: Report, bar: tqdm) -> None:
         shard, started, written_bytes = 0, time.monotonic(), 0
         with _Committer() as committer:
-            for result in map_in_order(self._make_row, todo.tolist(), workers):
+            for row, bad in map_in_order(self._make_row, todo.tolist(), workers):
                 bar.update()
-                if isinstance(result, Bad):
-                    report.bad.append(result)
+                if bad:
+                    report.bad.append(bad)
                     continue
-                while result.position >= self.starts[shard + 1]:
+                while row.position >= self.starts[shard + 1]:
                     shard += 1
-                committer.add(
-                    self.writers[shard], result._replace(position=result.position - self.starts[shard])
-                )
+                committer.add(self.writers[shard], row._replace(position=row.position - self.starts[shard]))
                 report.converted += 1
-                written_bytes += len(result.value)
+                written_bytes += len(row.value)
                 mb_per_s = written_bytes / 1e6 / (time.monotonic() - started)
                 bar.set_postfix_str(f"{mb_per_s:.1f} MB/s", refresh=False)
 
-    def _make_row(self, position: int) -> Row | Bad:
-        """Read and encode one item of the source. Runs in many threads."""
+    def _make_row(self, position: int) -> tuple[Row | None, Bad | None]:
+        """Read and encode one item of the source: (row, None) or (None, bad). Runs in many threads."""
         item = int(self.order[position])
         name = self.source.name(item)
         try:
             image, label = self.source.read(item)
-            return Row.pack(position, encode_image(image, self.how), label=label, name=name)
+            return Row.pack(position, encode_image(image, self.how), label=label, name=name), None
         except (OSError, ValueError, BadImageError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return Bad(position, name, " ".join(reason.split()))
+            return None, Bad(position, name, " ".join(reason.split()))
 
     def _describe(self, report: Report) -> Meta:
         """The facts about the store that all its shards share."""

@@ -95,9 +95,7 @@ class Meta:
     shard: int = 0
     shards: int = 1
     source: str = ""
-    conversion: str = (
-        ""  # digest of source and settings: the same for all shards of a store, and for a resume
-    )
+    conversion: str = ""  # a digest of source and settings: all shards have the same, and so has a resume
     digest: str = ""  # of the records in this LMDB, see digest_arrays
     transaction: int = 0  # LMDB's number of the last one. If it has changed, the extents are no longer valid
     array_extents: dict = field(default_factory=dict)  # name -> (offset, bytes)

@@ -1,10 +1,10 @@
-"""FolderStore: a folder of class folders that is trained from as it is, without a conversion.
+"""FolderStore: class folders of image files, to train from them without a conversion.
 
     store = FolderStore("imagenet/train")
     record = store[7]            # Record(the file's bytes, label)
 
-It lists the files as a conversion does, so a run from files and a run from their store see the same images in
-the same order.
+It lists the files as a conversion does. So a run from files and a run from their store see the same images
+in the same order.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from imagelmdb.store.sources.folder import FolderSource
 
 
 class FolderStore:
-    """Image files behind the same interface as LMDBStore."""
+    """A Store whose records are image files."""
 
     encoding = "jpeg"
-    sizes = None  # only the files' own headers know them
+    sizes = None  # to know them, one must open each file
     advice = "replace or delete the file"
 
     def __init__(self, path: str | Path):

@@ -20,7 +20,7 @@ _HARMLESS = {"errors.jsonl", "lost+found"}  # an empty disk may have these, and 
 class Output:
     """The files of the store to write. Use it in a `with`, which locks them."""
 
-    def __init__(self, path: str | Path, shards: int, conversion: str, force: bool):
+    def __init__(self, path: str | Path, *, shards: int, conversion: str, force: bool):
         self.path = Path(path).expanduser()
         is_directory = self.path.is_dir() or str(path).endswith((os.sep, "/")) or self.path.suffix != ".lmdb"
         if shards == 1 and not is_directory:
@@ -56,10 +56,9 @@ class Output:
         return self
 
     def __exit__(self, *_) -> None:
+        # Delete the file before the release: afterwards it may be the lock of another process.
         with contextlib.suppress(PermissionError):  # Windows does not delete an open file
-            Path(self._lock.lock_file).unlink(
-                missing_ok=True
-            )  # while the lock is ours: afterwards another process may have taken it
+            Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
 
     def refuse_overlap(self, source: Source) -> None:

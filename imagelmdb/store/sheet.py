@@ -16,7 +16,7 @@ _CAPTION = 28
 _COLUMNS = 8
 
 
-def draw_sheet(store: Store, indices: Sequence[int] | None = None, count: int = 40) -> Image.Image:
+def draw_sheet(store: Store, indices: Sequence[int] | None = None, *, count: int = 40) -> Image.Image:
     """Draw the records at `indices`; by default `count` records, spread evenly over the store."""
     if indices is None:
         indices = np.unique(np.linspace(0, len(store) - 1, count).astype(int)).tolist()

@@ -76,7 +76,7 @@ class Row(NamedTuple):
 class ShardWriter:
     """Begins an LMDB at `file`, or goes on with an unfinished one."""
 
-    def __init__(self, file: Path, conversion: str, source: str):
+    def __init__(self, file: Path, conversion: str, *, source: str):
         self.file = file
         self.finished: Meta | None = None
         self._journal: list[dict] = []

@@ -1,5 +1,7 @@
-"""Databases written by older tools, read as they are; formats.py recognises them.
+"""Databases of older tools, read as they are.
 
-The loaders (arrow, packed, pickled, protobuf) take a value of the database and return what it says, or raise
-one of the errors in store.DAMAGE: no code in a value runs, and memory stays in proportion to its size.
+formats.py recognises the tool and makes a LegacyStore (database.py) with a loader for its values. The loaders
+are arrow.py, packed.py (msgpack), pickled.py and protobuf.py. A loader takes a value of the database and
+returns what it contains, or raises one of the errors in database.DAMAGE. It never runs code that a value
+contains, and its memory is in proportion to the size of the value.
 """

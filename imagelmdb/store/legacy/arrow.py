@@ -1,9 +1,24 @@
-"""pyarrow's pa.serialize, any version that had it (0.8 to 14), read without pyarrow.
+"""load: reads what pyarrow's pa.serialize wrote (pyarrow 0.8 to 14), without pyarrow.
 
-A payload is a header (counts of attached tensors and buffers, all zero here: 8 bytes to 0.11, 16 from 0.12)
-and an Arrow IPC stream: a schema message, one record batch, an end mark. The batch has one row of one dense
-union, whose branches are nested lists of unions of the values. Buffers lie in the order of the fields,
-parents first; which ones a field has depends on its type and on the metadata version.
+pa.serialize put any Python object into an Arrow table with one row. For a record [image, label] the value is
+
+    0 0                  counts of attached tensors and buffers: 8 bytes up to pyarrow 0.11, 16 from 0.12
+    message 1: schema    one column, a union; one of its branches is a list of unions
+    message 2: batch     where each buffer is, and then the body with all buffers
+    0                    the end
+
+A message is an i32 size and a flatbuffer; from 0.15 on, an i32 of -1 comes first. A union has a branch for
+each type of value. Its buffers are the number of the branch for each item (i8) and the row in that branch
+(i32):
+
+    union   branches [3], rows [0]         item 0 is row 0 of branch 3, which is a list
+    list    offsets [0, 2]                 row 0 of the list has items 0 and 1 of the union in it
+    union   branches [1, 0], rows [0, 0]   item 0 is row 0 of the bytes, item 1 is row 0 of the ints
+    bytes   offsets [0, 3], data aa bb cc  the image
+    int     values [7]                     the label
+
+The buffers are in the order of the fields, parents first. A field's type and the metadata version decide
+which buffers it has.
 """
 
 from __future__ import annotations
@@ -13,48 +28,49 @@ from typing import NamedTuple
 
 import numpy as np
 
-NULL, INT, BINARY, UTF8, LIST, STRUCT, UNION = 1, 2, 4, 5, 12, 13, 14  # flatbuffer numbers of Arrow types
-SCHEMA, RECORD_BATCH = 1, 3  # of message headers
-METADATA_V4, METADATA_V5 = 3, 4  # pyarrow to 0.17, from 1.0
+NULL, INT, BINARY, UTF8, LIST, STRUCT, UNION = 1, 2, 4, 5, 12, 13, 14  # Arrow types in a flatbuffer
+SCHEMA, RECORD_BATCH = 1, 3  # kinds of messages
+METADATA_V4, METADATA_V5 = 3, 4  # pyarrow up to 0.17, pyarrow from 1.0 on
 MAX_DEPTH = 8  # of nested fields; a record needs 5
-MAX_CHILDREN = 64  # of a union, pyarrow has some 40 kinds of value
+MAX_CHILDREN = 64  # of a union; pyarrow has about 40 types of values
 MAX_ITEMS = 16  # of a list in a record
 
-_BUFFERS = {NULL: 0, INT: 2, BINARY: 3, UTF8: 3, LIST: 2, STRUCT: 1, UNION: 2}  # validity, offsets, data ...
+# How many buffers a column has: validity, offsets, data.
+_BUFFERS = {NULL: 0, INT: 2, BINARY: 3, UTF8: 3, LIST: 2, STRUCT: 1, UNION: 2}
 
 
 class Field(NamedTuple):
-    """A column: its type, its children, and where its buffers are in the list of the batch."""
+    """A column, or a part of one."""
 
     kind: int
     children: tuple[Field, ...]
-    buffer: int  # the first one
-    number: str  # struct format of an Int's values
+    buffer: int  # the number of its first buffer in the batch
+    number: str  # how struct reads an int, such as "<q"; "" for other types
 
 
 def load(value: memoryview):
-    """The serialized object: bytes (as memoryviews), ints and None in lists."""
+    """The object: ints, None, bytes (as memoryviews), and lists of these."""
     root, body, buffers = _open(value)
     return _read(root, 0, body, buffers)
 
 
 def load_keys(value: memoryview) -> tuple[memoryview, np.ndarray]:
-    """A serialized list of bytes, without an object for each: the joined bytes, and where each ends."""
+    """A list of bytes, as the joined bytes and where each ends: no object is made for each of 1.28 M keys."""
     root, body, buffers = _open(value)
     field, row = root, 0
     while field.kind in (UNION, STRUCT):
         field, row = _enter(field, row, body, buffers)
     if field.kind != LIST:
-        raise ValueError("no list of keys")
+        raise ValueError("not a list of keys")
     start, end = _span(field, row, body, buffers)
     union = field.children[0]
     child, first = _enter(union, start, body, buffers) if end > start else (None, 0)
     if child is None or child.kind not in (BINARY, UTF8):
-        raise ValueError("no list of keys")
+        raise ValueError("not a list of keys")
     types = np.frombuffer(_slice(body, *buffers[union.buffer])[start:end], np.int8)
     rows = np.frombuffer(_slice(body, *buffers[union.buffer + 1])[4 * start : 4 * end], "<i4")
     if np.any(types != types[0]) or not np.array_equal(rows, np.arange(first, first + len(types))):
-        raise ValueError("no plain list of keys")
+        raise ValueError("not a plain list of keys")
     offsets = _slice(body, *buffers[child.buffer + 1])[4 * first : 4 * (first + len(rows) + 1)]
     ends = np.frombuffer(offsets, "<i4").astype(np.int64)
     if len(ends) != len(rows) + 1:
@@ -64,7 +80,7 @@ def load_keys(value: memoryview) -> tuple[memoryview, np.ndarray]:
 
 
 def _open(value: memoryview) -> tuple[Field, memoryview, list[tuple[int, int]]]:
-    """The root field, the body of the batch, and the (offset, length) of each buffer in it."""
+    """(root field, body of the batch, (offset, length) of each buffer in the body)."""
     if _unpack("<q", value, 0) != 0:
         raise ValueError("not a pyarrow payload, or one with tensors attached")
     at = 16 if _unpack("<q", value, 8) == 0 else 8
@@ -73,7 +89,7 @@ def _open(value: memoryview) -> tuple[Field, memoryview, list[tuple[int, int]]]:
     root = _plan(bytes(schema))
     table, kind, _, size = _message_header(batch)
     if kind != RECORD_BATCH:
-        raise ValueError("no record batch where one belongs")
+        raise ValueError("a message that is not a record batch")
     start, count = _vector(batch, table, 2)
     if count > len(batch):
         raise ValueError("more buffers than bytes")
@@ -84,34 +100,35 @@ def _open(value: memoryview) -> tuple[Field, memoryview, list[tuple[int, int]]]:
 def _message(value: memoryview, at: int) -> tuple[memoryview, int]:
     """The flatbuffer of the message at `at`, and where its body begins."""
     size, at = _unpack("<i", value, at), at + 4
-    if size == -1:  # the mark that 0.15 introduced
+    if size == -1:  # pyarrow 0.15 and later
         size, at = _unpack("<i", value, at), at + 4
     return _slice(value, at, size), at + size
 
 
-_plans: dict[bytes, Field] = {}  # records of one store share one schema
+_plans: dict[bytes, Field] = {}  # all records of a store have the same schema, so it is parsed once
 
 
 def _plan(schema: bytes) -> Field:
+    """The root field of a schema."""
     if schema not in _plans:
         table, kind, version, _ = _message_header(memoryview(schema))
         start, count = _vector(memoryview(schema), table, 1)
         if kind != SCHEMA or version not in (METADATA_V4, METADATA_V5) or count != 1:
             raise ValueError("not the schema of one serialized object")
         field, _ = _parse_field(memoryview(schema), _follow(memoryview(schema), start), version, 0, 0)
-        if len(_plans) > 64:  # a damaged database must not fill the memory
+        if len(_plans) > 64:  # so that a damaged database cannot fill the memory
             _plans.clear()
         _plans[schema] = field
     return _plans[schema]
 
 
 def _parse_field(data: memoryview, table: int, version: int, buffer: int, depth: int) -> tuple[Field, int]:
-    """A field whose first buffer is number `buffer`, and the number after its last one."""
+    """The field whose first buffer has this number, and the number after its last buffer."""
     if depth > MAX_DEPTH:
         raise ValueError("fields nested too deep")
     kind = _unpack("B", data, _field(data, table, 2))
     if kind not in _BUFFERS:
-        raise ValueError(f"a column of Arrow type {kind}, which no image store holds")
+        raise ValueError(f"a column of Arrow type {kind}, which no image store has")
     number = ""
     details = _field(data, table, 3)
     if kind == INT:
@@ -120,9 +137,9 @@ def _parse_field(data: memoryview, table: int, version: int, buffer: int, depth:
         code = {8: "b", 16: "h", 32: "i", 64: "q"}[_unpack("<i", data, bits)]
         number = "<" + (code if signed and _unpack("B", data, signed) else code.upper())
     if kind == UNION and not _unpack("<h", data, _field(data, _follow(data, details), 0)):
-        raise ValueError("a sparse union, which no image store holds")
+        raise ValueError("a sparse union, which no image store has")
     after = buffer + _BUFFERS[kind] + (kind == UNION and version == METADATA_V4)
-    types = after - 2 if kind == UNION else buffer  # V4 puts an empty validity buffer before a union's types
+    types = after - 2 if kind == UNION else buffer  # in V4, an empty validity buffer comes first
     children = []
     if kind in (LIST, STRUCT, UNION):
         start, count = _vector(data, table, 5)
@@ -137,6 +154,7 @@ def _parse_field(data: memoryview, table: int, version: int, buffer: int, depth:
 
 
 def _read(field: Field, row: int, body: memoryview, buffers: list):
+    """The object in a row of a field."""
     if field.kind == INT:
         size = struct.calcsize(field.number)
         return _unpack(field.number, _slice(body, *buffers[field.buffer + 1]), size * row)
@@ -146,7 +164,7 @@ def _read(field: Field, row: int, body: memoryview, buffers: list):
     if field.kind == LIST:
         start, end = _span(field, row, body, buffers)
         if end - start > MAX_ITEMS:
-            raise ValueError(f"a list of {end - start} items where a record belongs")
+            raise ValueError(f"a list of {end - start} items instead of a record")
         return [_read(field.children[0], item, body, buffers) for item in range(start, end)]
     if field.kind == NULL:
         return None
@@ -154,19 +172,20 @@ def _read(field: Field, row: int, body: memoryview, buffers: list):
 
 
 def _enter(field: Field, row: int, body: memoryview, buffers: list) -> tuple[Field, int]:
-    """The child, and the row in it, that a union's or struct's row stands for."""
+    """The child of a union or struct that has the row, and the row in that child."""
     if field.kind == STRUCT:
         return field.children[0], row
     if field.kind != UNION:
-        raise ValueError("no union where one belongs")
-    child = _unpack("b", _slice(body, *buffers[field.buffer]), row)  # an index: typeIds differ to 0.12
+        raise ValueError("a column that is not a union")
+    # The number is the child's index and not its typeId: these differ up to pyarrow 0.12.
+    child = _unpack("b", _slice(body, *buffers[field.buffer]), row)
     if not 0 <= child < len(field.children):
         raise ValueError(f"a union of {len(field.children)} has no branch {child}")
     return field.children[child], _unpack("<i", _slice(body, *buffers[field.buffer + 1]), 4 * row)
 
 
 def _span(field: Field, row: int, body: memoryview, buffers: list) -> tuple[int, int]:
-    """Where row `row` of a list or of bytes begins and ends."""
+    """Where a row of a list or of bytes begins and ends."""
     offsets = _slice(body, *buffers[field.buffer + 1])
     start, end = _unpack("<i", offsets, 4 * row), _unpack("<i", offsets, 4 * row + 4)
     if not 0 <= start <= end:
@@ -174,7 +193,8 @@ def _span(field: Field, row: int, body: memoryview, buffers: list) -> tuple[int,
     return start, end
 
 
-# Flatbuffers: a table begins with the distance back to its vtable, which holds the place of each field in it.
+# Flatbuffers. A table begins with an i32: how far before it its vtable is. The vtable is u16 numbers: its
+# size, the table's size, and then for each field where it is in the table, or 0 if it is absent.
 
 
 def _message_header(data: memoryview) -> tuple[int, int, int, int]:
@@ -187,7 +207,7 @@ def _message_header(data: memoryview) -> tuple[int, int, int, int]:
 
 
 def _field(data: memoryview, table: int, number: int) -> int:
-    """Where a table's field lies; 0 where it has none."""
+    """Where a field of a table is; 0 if it is absent."""
     vtable = table - _unpack("<i", data, table)
     if 4 + 2 * number >= _unpack("<H", data, vtable):
         return 0
@@ -196,11 +216,12 @@ def _field(data: memoryview, table: int, number: int) -> int:
 
 
 def _follow(data: memoryview, at: int) -> int:
+    """Where the offset at `at` points to."""
     return at + _unpack("<I", data, at)
 
 
 def _vector(data: memoryview, table: int, number: int) -> tuple[int, int]:
-    """(where its items begin, their count)."""
+    """A field that is a list: (where its items begin, how many there are)."""
     place = _field(data, table, number)
     if not place:
         raise ValueError("a table without a list that it must have")
@@ -209,12 +230,12 @@ def _vector(data: memoryview, table: int, number: int) -> tuple[int, int]:
 
 
 def _unpack(layout: str, data: memoryview, at: int) -> int:
-    if at < 0:  # struct would count from the end
+    if at < 0:  # struct would count it from the end
         raise ValueError("an offset below zero")
     return struct.unpack_from(layout, data, at)[0]
 
 
 def _slice(data: memoryview, start: int, size: int) -> memoryview:
     if start < 0 or size < 0 or start + size > len(data):
-        raise ValueError("a part that lies outside its data")
+        raise ValueError("a part that is outside its data")
     return data[start : start + size]

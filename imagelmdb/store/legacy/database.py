@@ -1,36 +1,81 @@
-"""LegacyStore: a database of another tool behind the interface of our own."""
+"""LegacyStore: a database of an older tool, as a part of a store like one of our own."""
 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Callable
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 
 from imagelmdb.errors import StoreError
 from imagelmdb.store.format import Record
-from imagelmdb.store.legacy.places import Places
+from imagelmdb.store.legacy.key_list import KeyList
+from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment
 
-DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error)  # what a loader may raise
-MAX_CLASSES = 1 << 20  # a label beyond that is damage
-_TRIED_RECORDS = 100  # so many lost ones in a row at the start, and it is another tool's database
+# What a loader raises for a damaged value.
+DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error)
+MAX_CLASSES = 1 << 20  # a larger label means damage
+_TRIED_RECORDS = 100  # if the first 100 are all bad, the file is something else
 
 
 class _Listing(NamedTuple):
-    labels: np.ndarray  # -1 where the record is missing or broken
-    sizes: np.ndarray | None  # where the images are pixels
-    lost: int
+    """What one pass over all records found."""
+
+    labels: np.ndarray  # -1 if the record is missing or damaged
+    sizes: np.ndarray | None  # None if the images are encoded
+    lost: int  # the number of records that are missing or damaged
     first_error: str
 
 
-class LegacyStore:
-    """Reads records as `load` finds them in a value: (image, label).
+class Places:
+    """Where each record is in the file, in index order: 12 bytes for each, found once and without liblmdb.
 
-    The image is encoded bytes, or uint8 pixels (HWC, a view where the tool stored them otherwise). A tool
-    that keeps the labels elsewhere gives them as `labels`, and its `load` returns None for them.
+    py-lmdb reads all of a value that it returns. A view of the file reads a page only when somebody looks at
+    it, so a pass over all labels reads no images.
+    """
+
+    def __init__(self, environment: Environment, parts: list[tuple[str | None, KeyList]]):
+        """`parts`: (name of a sub-database, its keys in index order); None names the main database."""
+        self.environment = environment
+        self._parts = parts
+        self._ends = list(accumulate(len(keys) for _, keys in parts))
+        self._offsets = np.zeros(len(self), np.int64)  # 0: the record is missing
+        self._sizes = np.zeros(len(self), np.uint32)
+        for (database, keys), end in zip(parts, self._ends, strict=True):
+            start = end - len(keys)
+            for values in datafile.locate_all(environment.file, database):
+                indices = keys.find(values.keys)
+                ours = indices >= 0
+                self._offsets[start + indices[ours]] = values.offsets[ours]
+                self._sizes[start + indices[ours]] = values.sizes[ours]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """(offset, size) in bytes; the offset is 0 if the record is missing."""
+        return int(self._offsets[index]), int(self._sizes[index])
+
+    def key(self, index: int) -> str:
+        part = bisect_right(self._ends, index)
+        database, keys = self._parts[part]
+        text = keys[index - (self._ends[part - 1] if part else 0)].decode("ascii", "backslashreplace")
+        return text if database is None else f"{database}-{text}"
+
+
+class LegacyStore:
+    """The records of an older tool's database.
+
+    format: the tool's name for `imagelmdb info`.
+    load: takes a value of the database and returns (image, label). The image is encoded bytes or uint8 HWC
+        pixels. The label is None if the tool keeps all labels in another place.
+    labels: all labels, if the tool keeps them in another place.
+    pixels: (width, height), if all images have one size.
     """
 
     def __init__(
@@ -43,7 +88,6 @@ class LegacyStore:
         labels: np.ndarray | None = None,
         pixels: tuple[int, int] | None = None,
     ):
-        """`pixels`: (width, height) of every image, where one is known."""
         self.environment = environment
         self.file = environment.file
         self.format = format
@@ -61,12 +105,12 @@ class LegacyStore:
     def __getitem__(self, index: int) -> Record:
         image, label = self._read(index)
         if isinstance(image, np.ndarray) != (self.encoding == "raw"):
-            raise StoreError(f"{self.where(index)} is no {self.encoding} image, unlike the first record")
+            raise StoreError(f"{self.where(index)} is not a {self.encoding} image, but the first record is")
         return Record(image, label)
 
     @property
     def labels(self) -> np.ndarray:
-        """int32[n]; most tools keep them in the records only, and then each is read once."""
+        """int32 [n]. Most tools have them only in the records, and then each record is read once."""
         listing = self._listing
         if listing.lost:
             raise StoreError(
@@ -76,18 +120,18 @@ class LegacyStore:
 
     @property
     def sizes(self) -> np.ndarray | None:
-        """int32[n, 2], (width, height), of stores with pixels."""
+        """int32 [n, 2], (width, height), if the images are pixels; else None."""
         if self._pixels is not None:
             return np.broadcast_to(np.array(self._pixels, np.int32), (len(self), 2))
         return None if self.encoding == "jpeg" else self._listing.sizes
 
     @cached_property
     def classes(self) -> list[str]:
-        """No tool kept the names: the labels of the records that are there, as text."""
+        """No tool kept the names of classes, so these are the labels as text: "0", "1", ..."""
         return [str(label) for label in range(int(self._listing.labels.max(initial=-1)) + 1)]
 
     def name(self, index: int) -> str:
-        """By label and key; a record that is lost has a name as well."""
+        """The label and the key, such as "7/00000012.JPEG". A record that is lost has a name too."""
         suffix = "JPEG" if self.encoding == "jpeg" else "png"
         label = int(self._listing.labels[index])
         return f"{label if label >= 0 else 'lost'}/{self._places.key(index).replace('/', '_')}.{suffix}"
@@ -102,13 +146,14 @@ class LegacyStore:
         """Does nothing: no tool kept a digest."""
 
     def describe(self) -> dict[str, str]:
+        """What `imagelmdb info` shows of it."""
         return {"format": self.format}
 
     def prefetch(self, index: int) -> None:
         self.environment.prefetch(*self._places[index])
 
     def _find_encoding(self) -> str:
-        """Of the first record that is there; StoreError where none of the first ones is."""
+        """The encoding of the first record that can be read; StoreError if none of the first 100 can."""
         first_error = None
         for index in range(min(len(self), _TRIED_RECORDS)):
             try:
@@ -150,10 +195,10 @@ class LegacyStore:
                 label = int(self._labels[index])
             return image, _check_label(label)
         except DAMAGE as error:
-            raise StoreError(f"{self.where(index)} holds {error}") from error
+            raise StoreError(f"{self.where(index)}: {error}") from error
 
 
 def _check_label(label: int) -> int:
     if not 0 <= label < MAX_CLASSES:
-        raise ValueError(f"the label {label}, and classes count from 0")
+        raise ValueError(f"label {label} is not a class number")
     return label

@@ -1,11 +1,17 @@
-"""Which tool wrote this database?
+"""open_legacy: which tool wrote this database?
 
-    pyarrow, msgpack, pickle   Efficient-PyTorch, PyTorch-LMDB, pytorch-lmdb, fast-pytorch-loader, tensorpack:
-                               `__keys__` and records of (image, label) in one serializer
-    torchlmdb                  `__shape__`, `__labels__`; values are bare pixels
-    torchrecord                named sub-databases db0, db1, .. of protobuf messages
+tool                                its entries
+Efficient-PyTorch, pytorch-lmdb,    `__keys__`, `__len__`, and records of (image, label). All are written by
+PyTorch-LMDB, tensorpack,           one serializer: pa.serialize of pyarrow, msgpack or pickle. Some databases
+fast-pytorch-loader                 have no `__keys__`, and then the keys are numbers
+torchlmdb                           `__keys__`, `__shape__`, `__labels__`, and records of bare pixels
+torchrecord                         sub-databases db0, db1, ... of protobuf messages
 
-All are recognised by what they hold. Records without `__keys__` are read in the order of their numbers.
+Nothing says which tool it was, so we look at the entries. For example `__keys__` begins with
+
+    93 a1 30 ...          msgpack: an array of 3, then the string "0"
+    80 03 5d 71 ...       pickle, protocol 3
+    00 00 00 00 00 ...    pyarrow: no tensors attached
 """
 
 from __future__ import annotations
@@ -19,19 +25,18 @@ import numpy as np
 from imagelmdb.errors import StoreError
 from imagelmdb.store.format import KEYS_KEY, LEN_KEY
 from imagelmdb.store.legacy import arrow, packed, pickled, protobuf
-from imagelmdb.store.legacy.database import DAMAGE, MAX_CLASSES, LegacyStore
-from imagelmdb.store.legacy.key_list import Keys
-from imagelmdb.store.legacy.places import Places
+from imagelmdb.store.legacy.database import DAMAGE, MAX_CLASSES, LegacyStore, Places
+from imagelmdb.store.legacy.key_list import KeyList
 from imagelmdb.store.lmdbfile.environment import Environment
 
 SHAPE_KEY = b"__shape__"
 LABELS_KEY = b"__labels__"
 LOADERS = {"pyarrow": arrow.load, "msgpack": packed.load, "pickle": pickled.load}
-_LEAST_RECORD_BYTES = 32  # of torchrecord, with its key: a damaged key must not mean a huge count
+_LEAST_RECORD_BYTES = 32  # a record of torchrecord with its key; so a damaged key cannot mean a huge count
 
 
 def open_legacy(environment: Environment) -> LegacyStore:
-    """The store in a database that is not of our format; StoreError says what was found instead."""
+    """The store in a database of an older tool. A StoreError says what was found if it is none of those."""
     first = next(environment.keys(), None)
     if first is None:
         raise StoreError(f"{environment.file} is an empty LMDB")
@@ -65,7 +70,7 @@ def _open_torchlmdb(environment: Environment) -> LegacyStore:
     _check_length(environment, keys, pickled.load)
     labels = _load_meta(environment, LABELS_KEY, pickled.load)
     if not isinstance(labels, list) or not all(type(n) is int and 0 <= n < MAX_CLASSES for n in labels):
-        raise StoreError(f"{environment.file}: __labels__ holds what are no class numbers")
+        raise StoreError(f"{environment.file}: __labels__ are not class numbers")
     if len(labels) != len(keys):
         raise StoreError(f"{environment.file}: {len(labels)} labels for {len(keys)} records")
     channels_first = shape[0] in (1, 3) and not environment.file.stem.endswith("_HWC")
@@ -83,7 +88,7 @@ def _open_torchlmdb(environment: Environment) -> LegacyStore:
 def _open_torchrecord(environment: Environment) -> LegacyStore:
     names = list(map(_decode, environment.keys()))
     if any(not re.fullmatch(r"db\d+", name) for name in names):
-        raise StoreError(f"{environment.file} looks like torchrecord's, but holds {names[:3]}")
+        raise StoreError(f"{environment.file} looks like torchrecord's, but has {names[:3]}")
     names.sort(key=lambda name: int(name[2:]))
     if names[-1] != f"db{len(names) - 1}":
         raise StoreError(f"{environment.file} lacks some of the databases up to {names[-1]}")
@@ -93,23 +98,23 @@ def _open_torchrecord(environment: Environment) -> LegacyStore:
     )
 
 
-def _number_keys(environment: Environment, database: str) -> Keys:
-    """Keys 0 .. the last one: a record that was lost in between is missed when it is read."""
+def _number_keys(environment: Environment, database: str) -> KeyList:
+    """The keys from 0 to the last one. If a record between them is lost, reading it is an error."""
     last = environment.last_key(database)
     if not last.isdigit() or int(last) * _LEAST_RECORD_BYTES > environment.facts.file_size:
         raise StoreError(f"{environment.file}: {database} is empty or has keys like {last!r}")
-    return Keys.numbers(int(last) + 1, len(last))
+    return KeyList.numbers(int(last) + 1, len(last))
 
 
-def _scan_keys(environment: Environment) -> Keys:
-    """The keys that are numbers, in their order."""
+def _scan_keys(environment: Environment) -> KeyList:
+    """The keys of a database without a list of them: they must be numbers."""
     keys = list(environment.keys())
     keys = [key for key in keys if not key.startswith(b"__")]
     if not keys or not all(map(bytes.isdigit, keys)):
         raise StoreError(
-            f"{environment.file} is an LMDB of no known image store: its keys are like {keys[:3]}"
+            f"{environment.file} is not a known kind of image store: its keys are like {keys[:3]}"
         )
-    return Keys.from_list(sorted(keys, key=int))
+    return KeyList.from_list(sorted(keys, key=int))
 
 
 def _decode(key: bytes) -> str:
@@ -117,6 +122,7 @@ def _decode(key: bytes) -> str:
 
 
 def _recognise(environment: Environment, value: memoryview) -> str:
+    """The serializer that wrote a value."""
     start = bytes(value[:16])
     if start[:8] == bytes(8):
         return "pyarrow"
@@ -124,32 +130,34 @@ def _recognise(environment: Environment, value: memoryview) -> str:
         return "pickle"
     if re.match(rb"[\x90-\x9f\xdc\xdd]", start):
         return "msgpack"
-    raise StoreError(f"{environment.file} is an LMDB of no known image store: a value begins {start!r}")
+    raise StoreError(f"{environment.file} is not a known kind of image store: a value begins with {start!r}")
 
 
-def _load_keys(environment: Environment, listed: memoryview) -> Keys:
+def _load_keys(environment: Environment, listed: memoryview) -> KeyList:
     name = _recognise(environment, listed)
     try:
         if name == "pyarrow":
-            return Keys(*arrow.load_keys(listed))
-        return Keys.from_list(packed.load_keys(listed) if name == "msgpack" else pickled.load(bytes(listed)))
+            return KeyList(*arrow.load_keys(listed))
+        return KeyList.from_list(
+            packed.load_keys(listed) if name == "msgpack" else pickled.load(bytes(listed))
+        )
     except DAMAGE as error:
-        raise StoreError(f"{environment.file}: {KEYS_KEY.decode()} holds {error}") from error
+        raise StoreError(f"{environment.file}: {KEYS_KEY.decode()}: {error}") from error
 
 
 def _load_meta(environment: Environment, key: bytes, load):
     try:
         return load(environment.get(key))
     except DAMAGE as error:
-        raise StoreError(f"{environment.file}: {key.decode()} holds {error}") from error
+        raise StoreError(f"{environment.file}: {key.decode()}: {error}") from error
 
 
-def _check_length(environment: Environment, keys: Keys, load) -> None:
-    if environment.get(LEN_KEY) is None:  # tensorpack writes none
+def _check_length(environment: Environment, keys: KeyList, load) -> None:
+    if environment.get(LEN_KEY) is None:  # tensorpack does not write it
         return
     length = _load_meta(environment, LEN_KEY, load)
     if length != len(keys):
-        raise StoreError(f"{environment.file}: __len__ says {length!r}, and there are {len(keys)} keys")
+        raise StoreError(f"{environment.file}: __len__ says {length!r}, but there are {len(keys)} keys")
 
 
 def _load_record(load, value: memoryview) -> tuple[memoryview | np.ndarray, int]:
@@ -157,7 +165,7 @@ def _load_record(load, value: memoryview) -> tuple[memoryview | np.ndarray, int]
     if not isinstance(record, list | tuple) or len(record) != 2:
         raise ValueError("no pair of image and label")
     image, label = record
-    if isinstance(image, tuple | list) and len(image) == 1:  # pytorch-lmdb
+    if isinstance(image, tuple | list) and len(image) == 1:  # pytorch-lmdb wraps it
         image = image[0]
     return _as_image(image), _as_label(label)
 
@@ -165,8 +173,6 @@ def _load_record(load, value: memoryview) -> tuple[memoryview | np.ndarray, int]
 def _as_image(image) -> memoryview | np.ndarray:
     if isinstance(image, dict):  # msgpack-numpy
         image = _unpack_array(image)
-    elif isinstance(image, pickled.Array):
-        image = image.value
     if isinstance(image, bytes):
         image = memoryview(image)
     if isinstance(image, np.ndarray):
@@ -181,7 +187,7 @@ def _as_image(image) -> memoryview | np.ndarray:
 
 
 def _as_rgb(pixels: np.ndarray, *, channels_first: bool) -> np.ndarray:
-    """An HWC view of pixels; grey ones are repeated, without a copy."""
+    """The pixels as HWC with three channels. A view: grey pixels are repeated without a copy."""
     if channels_first:
         pixels = pixels.transpose(1, 2, 0)
     height, width, channels = pixels.shape
@@ -193,8 +199,6 @@ def _as_rgb(pixels: np.ndarray, *, channels_first: bool) -> np.ndarray:
 def _as_label(label) -> int:
     if isinstance(label, dict):
         label = _unpack_array(label)
-    elif isinstance(label, pickled.Array):
-        label = label.value
     if isinstance(label, np.ndarray) and label.size == 1 and label.dtype.kind in "iu":
         label = int(label.reshape(()))
     if type(label) is not int:
@@ -203,7 +207,7 @@ def _as_label(label) -> int:
 
 
 def _unpack_array(fields: dict[bytes, object]) -> np.ndarray:
-    """msgpack-numpy's map of an array."""
+    """The array that msgpack-numpy stored as a map."""
     dtype = np.dtype(pickled.DType(str(fields[b"type"], "ascii")).value)
     return np.frombuffer(fields[b"data"], dtype).reshape(fields[b"shape"])
 

@@ -1,4 +1,9 @@
-"""msgpack values read in place: byte strings are views of the value, so an image is never copied."""
+"""load: reads a msgpack value in place. Byte strings are views of the value, so an image is not copied.
+
+The first byte of an object gives its type, and often its size too:
+
+    92  c4 02 ff d8  07     an array of 2; 2 bytes: ff d8; the number 7
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,9 @@ import struct
 
 import msgpack
 
-MAX_DEPTH = 4  # a record with a numpy array in it needs 3
+MAX_DEPTH = 4  # of nested objects; a record with a numpy array in it needs 3
 
-_SIZES = {
+_SIZES = {  # code -> how the size that follows it is written
     0xC4: "B",
     0xC5: ">H",
     0xC6: ">I",
@@ -24,7 +29,7 @@ _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 def load(value: memoryview):
-    """Ints, and bytes and text alike as memoryviews, in lists and dicts."""
+    """The value: ints, lists and dicts. Bytes and texts are both memoryviews."""
     loaded, end = _read(value, 0, 0)
     if end != len(value):
         raise ValueError("msgpack with bytes left over")
@@ -32,6 +37,7 @@ def load(value: memoryview):
 
 
 def load_keys(value: memoryview) -> list[bytes]:
+    """A list of keys."""
     try:
         return msgpack.unpackb(value, raw=True)
     except msgpack.UnpackException as error:
@@ -49,7 +55,7 @@ def _read(data: memoryview, at: int, depth: int) -> tuple[object, int]:
         return _CONSTANTS[code], at
     if code in _NUMBERS:
         return _number(data, at, _NUMBERS[code])
-    if code < 0xC0:  # kind and size in one byte
+    if code < 0xC0:  # type and size are in this byte
         size, kind = (
             (code & 0x1F, "text") if code >= 0xA0 else (code & 0x0F, "list" if code & 0x10 else "map")
         )
@@ -57,7 +63,7 @@ def _read(data: memoryview, at: int, depth: int) -> tuple[object, int]:
         size, at = _number(data, at, _SIZES[code])
         kind = "text" if code < 0xDC else "list" if code < 0xDE else "map"
     else:
-        raise ValueError(f"msgpack code {code:#x}, which no image store holds")
+        raise ValueError(f"msgpack code {code:#x}, which no image store has")
     if size > len(data) - at:
         raise ValueError("msgpack cut short")
     if kind == "text":
@@ -73,7 +79,7 @@ def _read(data: memoryview, at: int, depth: int) -> tuple[object, int]:
 
 def _name(key: object) -> bytes:
     if not isinstance(key, memoryview):
-        raise ValueError("a msgpack map with keys that are no text")
+        raise ValueError("a msgpack map with keys that are not text")
     return bytes(key)
 
 

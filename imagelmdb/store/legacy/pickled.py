@@ -1,8 +1,17 @@
-"""Pickles read without pickle: nothing in them is imported or called, whatever they say.
+"""load: reads pickles without pickle. Nothing in them is imported or called, whatever they say.
 
-A machine of our own runs the few opcodes that image stores hold (protocols 2 to 5). The only globals it knows
-are those of numpy arrays and torch.Size, and these stand for functions here, not for numpy's: they check what
-they are given. Memory stays in proportion to the pickle, and large byte strings are views of it.
+A pickle is a program for a machine with a stack. Ours knows only the few instructions that image stores use
+(protocols 2 to 5). The pickle of the record (b"ab", 7) is
+
+    80 04           PROTO 4
+    43 02 61 62     SHORT_BINBYTES: push b"ab"
+    4b 07           BININT1: push 7
+    86              TUPLE2: pop two, push (b"ab", 7)
+    2e              STOP: the result is what is on top
+
+A pickle can also name a function and call it. We know only the functions for numpy arrays and torch.Size, and
+they stand for our own functions here, which check their arguments. Memory is in proportion to the size of the
+pickle. Large byte strings are views of it.
 """
 
 from __future__ import annotations
@@ -16,72 +25,70 @@ MAX_DIMENSIONS = 4
 
 
 class DType:
-    """numpy.dtype under construction: the pickle names it first and gives the byte order later."""
+    """A numpy.dtype in the making. A pickle gives its name first, and then its state: the byte order."""
 
     def __init__(self, name: str, align: bool = False, copy: bool = False):
         if not isinstance(name, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248])", name):
-            raise ValueError("an array of no plain integers")
+            raise ValueError("an array of something other than integers")
         self.value = np.dtype(name)
 
-    def set_state(self, state: tuple) -> None:
+    def with_state(self, state: tuple) -> DType:
         order, details = state[1], state[2:]
         if order not in ("<", ">", "|", "=") or any(part not in (None, -1, 0) for part in details):
-            raise ValueError("an array of no plain integers")
+            raise ValueError("an array of something other than integers")
         if order in "<>":
             self.value = self.value.newbyteorder(order)
+        return self
 
 
 class Array:
-    """numpy.ndarray under construction; `value` once the pickle has given its state."""
+    """A numpy.ndarray in the making. A pickle makes an empty one, and then gives its state."""
 
-    def __init__(self, kind: object = None, shape: object = None, code: object = None):
-        self.value: np.ndarray | None = None
+    def __init__(self, kind: object, shape: object, code: object):
+        pass  # all that counts is in the state
 
-    def set_state(self, state: tuple) -> None:
+    def with_state(self, state: tuple) -> np.ndarray:
         _, shape, dtype, fortran, data = state
-        self.value = _make_array(data, dtype, shape, "F" if fortran else "C")
+        return _make_array(data, dtype, shape, "F" if fortran else "C")
 
 
 def load(data: bytes | memoryview):
-    """The pickled value: ints, bytes, text, lists, tuples, Array."""
+    """The pickled value: ints, bytes, text, lists, tuples, arrays."""
     if data[:1] != b"\x80":
         raise ValueError("not a pickle of protocol 2 or later")
     return _Machine(data).run()
 
 
-def _from_buffer(buffer, dtype, shape, order, axes=None) -> Array:
-    """numpy's _frombuffer: recent versions write order K and axes for a transposed array."""
-    array = Array()
-    array.value = _make_array(buffer, dtype, shape, "C" if order == "K" else order)
-    if order == "K" and axes is not None:
-        array.value = array.value.transpose(axes)
-    return array
+def _from_buffer(buffer, dtype, shape, order, axes=None) -> np.ndarray:
+    """Stands for numpy's _frombuffer. Recent numpys write order K and axes for a transposed array."""
+    array = _make_array(buffer, dtype, shape, "C" if order == "K" else order)
+    return array.transpose(axes) if order == "K" and axes is not None else array
 
 
 def _make_array(data: bytes | memoryview, dtype: DType, shape: tuple, order: str) -> np.ndarray:
     if not isinstance(data, bytes | memoryview) or not isinstance(dtype, DType):
-        raise ValueError("an array of no plain integers")
+        raise ValueError("an array of something other than integers")
     return np.frombuffer(data, dtype.value).reshape(_size(shape), order=order)
 
 
 def _size(shape: tuple) -> tuple[int, ...]:
-    """torch.Size, and the shapes of arrays."""
+    """Checks a shape. Stands for torch.Size as well."""
     if (
         type(shape) is not tuple
         or len(shape) > MAX_DIMENSIONS
         or any(type(n) is not int or n < 0 for n in shape)
     ):
-        raise ValueError("a shape that is none")
+        raise ValueError("an impossible shape")
     return shape
 
 
 def _ndarray() -> None:
-    raise ValueError("an array made in no way that numpy pickles one")
+    raise ValueError("an array that is made in another way than numpy does")
 
 
 _GLOBALS = {
     ("numpy", "dtype"): DType,
-    ("numpy", "ndarray"): _ndarray,  # only named, as an argument of _reconstruct
+    ("numpy", "ndarray"): _ndarray,  # only an argument of _reconstruct, never called
     ("torch", "Size"): _size,
     ("numpy.core.multiarray", "_reconstruct"): Array,
     ("numpy._core.multiarray", "_reconstruct"): Array,
@@ -92,13 +99,13 @@ _CALLABLES = set(_GLOBALS.values())
 
 
 class _Machine:
-    """The stack machine that a pickle is a program for."""
+    """Runs one pickle."""
 
     def __init__(self, data: bytes | memoryview):
         self.data = data
         self.at = 0
         self.stack: list = []
-        self.marks: list[int] = []  # heights of the stack
+        self.marks: list[int] = []  # heights of the stack, from MARK instructions
         self.memo: list = []
 
     def run(self):
@@ -106,7 +113,8 @@ class _Machine:
         while True:
             at = self.at
             code = data[at]
-            if code == 0x43:  # SHORT_BINBYTES, which with the next one makes up a list of keys
+            # A list of keys is made of the first two instructions, so they come first.
+            if code == 0x43:  # SHORT_BINBYTES
                 self.at = end = at + 2 + data[at + 1]
                 stack.append(bytes(data[at + 2 : end]))
             elif code == 0x94:  # MEMOIZE
@@ -118,12 +126,12 @@ class _Machine:
                 self.at = at + 1
                 actions[code](self)
             else:
-                raise ValueError(f"pickle opcode {bytes([code])!r}, which no image store holds")
+                raise ValueError(f"pickle opcode {bytes([code])!r}, which no image store has")
 
     def take(self, size: int) -> bytes | memoryview:
         start, self.at = self.at, self.at + size
         if self.at > len(self.data):
-            raise ValueError("a pickle cut short")
+            raise ValueError("a pickle that is cut short")
         return self.data[start : self.at]
 
     def number(self, layout: str) -> int:
@@ -164,7 +172,7 @@ class _Machine:
         _require(self.stack[-1], list).append(item)
 
     def put(self, index: int) -> None:
-        """Picklers number their memo from 0 on; a damaged number must not make it huge."""
+        """Remember the top of the stack as number `index`. A damaged number must not make the memo huge."""
         if index == len(self.memo):
             self.memo.append(self.stack[-1])
         elif index < len(self.memo):
@@ -191,21 +199,22 @@ class _Machine:
     def reduce(self) -> None:
         arguments, function = _require(self.stack.pop(), tuple), self.stack.pop()
         if function not in _CALLABLES:
-            raise ValueError("a pickle that calls what is no function")
+            raise ValueError("a pickle that calls something that is not a function")
         self.stack.append(function(*arguments))
 
     def build(self) -> None:
         state = _require(self.stack.pop(), tuple)
-        _require(self.stack[-1], DType | Array).set_state(state)
+        self.stack[-1] = _require(self.stack[-1], DType | Array).with_state(state)
 
 
 def _require(value, kind):
+    """The value, if it is of this type."""
     if not isinstance(value, kind):
         raise ValueError(f"a pickle with a {type(value).__name__} out of place")
     return value
 
 
-_ACTIONS = {
+_ACTIONS = {  # opcode -> what it does
     b"\x80"[0]: lambda m: m.take(1),  # PROTO
     b"\x95"[0]: lambda m: m.take(8),  # FRAME
     b"("[0]: lambda m: m.marks.append(len(m.stack)),
@@ -216,7 +225,7 @@ _ACTIONS = {
     b"M"[0]: lambda m: m.stack.append(m.number("<H")),
     b"J"[0]: lambda m: m.stack.append(m.number("<i")),
     b"\x8a"[0]: _Machine.long,
-    b"U"[0]: _Machine.short_bytes,  # str of Python 2
+    b"U"[0]: _Machine.short_bytes,  # a str of Python 2
     b"B"[0]: lambda m: m.stack.append(m.take(m.number("<I"))),
     b"T"[0]: lambda m: m.stack.append(m.take(m.number("<I"))),
     b"\x8e"[0]: lambda m: m.stack.append(m.take(m.number("<Q"))),

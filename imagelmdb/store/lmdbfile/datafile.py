@@ -3,9 +3,10 @@
 liblmdb trusts the file that it maps. If the file is cut short, the process dies of SIGBUS. If it is damaged,
 liblmdb reads memory that is not its own.
 
-    check_file(path)     compares the meta pages with the file: microseconds, at every open check_tree(path)
-    looks at every page of every B-tree, and at the order of keys: 0.4 s for 1.28 M records has_key(path,
-    key)   looks a key up locate_all(path)     where every value is
+    check_file(path)     compares the meta pages with the file: microseconds, at every open
+    check_tree(path)     looks at every page of every B-tree, and at the order of keys: 0.4 s for 1.28 M
+    has_key(path, key)   looks a key up
+    locate_all(path)     where every value is
 
 An LMDB file begins with two meta pages. A transaction never overwrites what the last one wrote: transaction
 6 writes its pages to free places, and then meta page 0; transaction 7 writes meta page 1. The meta page

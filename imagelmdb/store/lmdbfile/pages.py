@@ -1,6 +1,7 @@
 """The pages of an LMDB file as numpy arrays, and the B-trees in them, read without liblmdb.
 
-All nodes of a level are read at once, so a check of 1.28 M records takes 0.4 s. The layout is data version 1 of LMDB 0.9, as 64-bit little-endian machines write it. The names are those of mdb.c:
+All nodes of a level are read at once, so a check of 1.28 M records takes 0.4 s. The layout is data version 1
+of LMDB 0.9, as 64-bit little-endian machines write it. The names are those of mdb.c:
 
     page         u64 pgno; u16 pad, flags, lower, upper; u16 node offsets up to `lower`; nodes from `upper`
     branch node  u16 lo, hi, top (together the child's pgno), key size; key
@@ -154,9 +155,8 @@ class Pages:
         wanted = Keys.of(key)
         for _ in range(depth - 1):
             nodes = self._read_nodes(self._in_range(page, page), BRANCH, minimum=2)
-            row = np.count_nonzero(
-                ~less(wanted, nodes.keys)[1:]
-            )  # the first key of a branch page is not used
+            # The first key of a branch page is not used: its child has all keys before the second.
+            row = np.count_nonzero(~less(wanted, nodes.keys)[1:])
             page = _children(nodes)[row : row + 1]
         keys = self._read_nodes(self._in_range(page, page), LEAF, minimum=1).keys
         return bool(np.any(~less(wanted, keys) & ~less(keys, wanted)))
@@ -189,7 +189,7 @@ class Pages:
         self._in_range(children, level[nodes.page])
         width = max(nodes.keys.words.shape[1], lows.words.shape[1])
         words, sizes = nodes.keys.padded(width), nodes.keys.sizes.copy()
-        words[nodes.first] = lows.padded(width)  # the first key of a branch page is not used
+        words[nodes.first] = lows.padded(width)  # in place of the first keys, which are not used
         sizes[nodes.first] = lows.sizes
         return children, Keys(words, sizes)
 

@@ -54,7 +54,7 @@ class Files:
         return data
 
 
-def scan_tar(path: str | Path, start: int = 0, size: int | None = None) -> Iterator[Member]:
+def scan_tar(path: str | Path, *, start: int = 0, size: int | None = None) -> Iterator[Member]:
     """The files and folders of a tar, or of a tar inside it that begins at byte `start`."""
     try:
         with Path(path).expanduser().open("rb", buffering=0) as file:

@@ -66,10 +66,7 @@ class ParquetSource(ListedSource):
         if place.kind == "pattern" and all(file.suffix == ".parquet" for file in place.files):
             return cls(f"parquet {place.text}", place.files)
         if place.kind == "folder":
-            for folder in (
-                place.path,
-                place.path / "data",
-            ):  # the Hub's repositories keep their files in data/
+            for folder in (place.path, place.path / "data"):  # repositories of the Hub have a folder data
                 if tables := sorted(folder.glob("*.parquet")):
                     check_one_set(place, tables)
                     return cls(f"parquet {place.text}", tables)

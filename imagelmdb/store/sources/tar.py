@@ -100,7 +100,7 @@ class ClassTarsSource(TarSource):
         for label, name in enumerate(classes):
             part, start, size = inner[name]
             before = len(rows.labels)
-            for member in scan_tar(files.paths[part], start, size):
+            for member in scan_tar(files.paths[part], start=start, size=size):
                 if is_image(member):
                     rows.append(f"{name}/{member.name}", label, part, member.offset, member.size)
             if len(rows.labels) == before:

@@ -1,0 +1,150 @@
+"""Shard: one LMDB of our own format. And Part, what a store needs of each of its LMDBs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from imagelmdb.errors import StoreError
+from imagelmdb.store.format import ARRAYS, Meta, Record, checksum, digest_arrays, make_key, unpack_record
+from imagelmdb.store.lmdbfile.environment import Environment
+from imagelmdb.store.texts import Texts
+
+
+class Part(Protocol):
+    """One LMDB file of a store: a shard of our own format, or another tool's database."""
+
+    file: Path
+    encoding: str
+    classes: list[str]
+    labels: np.ndarray
+    sizes: np.ndarray | None
+    conversion: str  # the shards of one store have the same; "" for another tool's database
+    shard: int  # its number among the `shards` of its store
+    shards: int
+    digest: str  # of its records when they were written; "" if the tool wrote none
+    arrays: dict[str, np.ndarray]  # what the digest is made of; {} if the tool wrote none
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def name(self, index: int) -> str: ...
+
+    def where(self, index: int) -> str: ...
+
+    def prefetch(self, index: int) -> None: ...
+
+    def check(self, index: int) -> None: ...
+
+    def check_arrays(self) -> None: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Shard:
+    """One LMDB of our own format: a whole store or one of its shards."""
+
+    def __init__(self, environment: Environment, meta: Meta):
+        self.environment = environment
+        self.file = environment.file
+        self.meta = meta
+        self.encoding = meta.encoding
+        self.classes = meta.classes
+        self.digest = meta.digest
+        self.conversion, self.shard, self.shards = meta.conversion, meta.shard, meta.shards
+        # If somebody compacted or changed the file since, its values have moved and are looked up by key.
+        self._is_unmoved = meta.transaction == environment.facts.transaction
+        self.labels = self._array("labels")
+        self.sizes = self._array("sizes")
+        self._positions = self._array("positions") if meta.skipped else None
+        self._extents = self._array("extents") if self._is_unmoved else None
+
+    def __len__(self) -> int:
+        return self.meta.count
+
+    def __getitem__(self, index: int) -> Record:
+        image, label, tiles, _ = self._read(index)
+        if self.encoding == "raw":
+            width, height = self.sizes[index].tolist()
+            if len(image) != height * width * 3:
+                raise StoreError(
+                    f"{self.where(index)}: {len(image)} bytes are not {height}x{width} RGB pixels"
+                )
+            image = np.frombuffer(image, np.uint8).reshape(height, width, 3)
+        return Record(image, label, tiles)
+
+    def _read(self, index: int) -> tuple[memoryview, int, bytes, int]:
+        """(image, label, tiles, checksum) as they are stored."""
+        value = self._value(index)
+        try:
+            return unpack_record(value)
+        except StoreError as error:
+            raise StoreError(f"{self.where(index)} {error}") from error
+
+    def name(self, index: int) -> str:
+        return Texts.view(self.arrays["names"], self.arrays["name_ends"]).readable(index)
+
+    def where(self, index: int) -> str:
+        return f"{self.file} key {make_key(self._position(index)).decode()}"
+
+    def check(self, index: int) -> None:
+        """Raise StoreError if a checksum differs: in the record, or in the list of all of them."""
+        image, label, tiles, stored = self._read(index)
+        if not checksum(image, label, tiles) == stored == self.arrays["checksums"][index]:
+            raise StoreError(f"{self.where(index)} ({self.name(index)}): its checksum differs")
+
+    def check_arrays(self) -> None:
+        """Raise StoreError if the flat arrays are not what was written."""
+        if digest_arrays([self.arrays]) != self.digest:
+            raise StoreError(f"{self.file}: labels, sizes, names or checksums differ from what was written")
+
+    def describe(self) -> dict[str, Any]:
+        """What `imagelmdb info` shows of it."""
+        return {
+            "format": f"imagelmdb {self.meta.version}",
+            "image_bytes": self.meta.image_bytes,
+            "tiled": self.meta.tiled,
+            "max_size": self.meta.max_size,
+            "quality": self.meta.quality,
+            "shards": self.meta.shards,
+            "skipped": self.meta.skipped,
+            "reencoded": self.meta.summary.get("reencoded", 0),
+            "source": self.meta.source,
+        }
+
+    def prefetch(self, index: int) -> None:
+        if self._extents is not None:
+            self.environment.prefetch(*self._extents[index].tolist())
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The flat arrays that the digest is made of, as views of the mapped file."""
+        return {name: self._array(name) for name in ARRAYS if name not in ("positions", "extents")}
+
+    def _position(self, index: int) -> int:
+        return index if self._positions is None else int(self._positions[index])
+
+    def _value(self, index: int) -> memoryview:
+        if self._extents is not None:
+            offset, size = self._extents[index].tolist()
+            if offset:
+                return self.environment.view(offset, size)
+        value = self.environment.get(make_key(self._position(index)))
+        if value is None:
+            raise StoreError(f"{self.where(index)} is missing")
+        return value
+
+    def _array(self, name: str) -> np.ndarray:
+        key, dtype, row = ARRAYS[name]
+        extent = self.meta.array_extents.get(name) if self._is_unmoved else None
+        value = self.environment.view(*extent) if extent else self.environment.get(key)
+        if value is None:
+            raise StoreError(f"{self.file} lacks {key.decode()}")
+        rows = len(value) if name == "names" else self.meta.count
+        if len(value) != rows * dtype.itemsize * int(np.prod(row)):
+            raise StoreError(f"{self.file}: {key.decode()} has {len(value)} bytes for {rows} records")
+        return np.frombuffer(value, dtype).reshape(rows, *row)
