@@ -19,11 +19,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
+from imagelmdb.data.augment import MEAN, STD
 from imagelmdb.data.datasets import ImageFolderLMDB
 from imagelmdb.data.loader import make_train_loader
 from imagelmdb.errors import UserError
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Epoch = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
@@ -54,7 +53,8 @@ def compare(
 ) -> list[Timing]:
     """Time the three ways in turn, epoch by epoch, so that a slow minute of the machine slows all of them."""
     loaders = _make_loaders(folder, store, batch_size, size, workers)
-    steps = [_make_train_step(classes) if train else _skip for classes in [_count_classes(store)] * 3]
+    classes = len(ImageFolderLMDB(store).classes)
+    steps = [_make_train_step(classes) if train else lambda inputs, labels: None for _ in loaders]
     totals = {name: [0, 0, 0.0, 0.0] for name in loaders}
     for epoch in range(epochs + 1):
         for (name, batches), step in zip(loaders.items(), steps, strict=True):
@@ -120,9 +120,7 @@ def _make_loaders(
         raise UserError(
             f"{len(files)} images do not fill a batch of {batch_size}: choose a smaller --batch-size"
         )
-    loader = make_train_loader(
-        store, lmdb=True, batch_size=batch_size, rank=0, world_size=1, seed=0, size=size, workers=workers
-    )
+    loader = make_train_loader(store, batch_size=batch_size, size=size, workers=workers, lmdb=True)
     mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (MEAN, STD))
     epochs = iter(range(10**9))
 
@@ -140,10 +138,6 @@ def _make_loaders(
         "ImageFolderLMDB, same transforms": read_dataset(records),
         "store, main.py's loader": read_tiles,
     }
-
-
-def _count_classes(store: str | Path) -> int:
-    return len(ImageFolderLMDB(store).classes)
 
 
 def _time_epoch(batches: Epoch, step: Callable) -> tuple[int, int, float, float]:
@@ -171,7 +165,3 @@ def _make_train_step(classes: int) -> Callable[[torch.Tensor, torch.Tensor], Non
             torch.cuda.synchronize()
 
     return step
-
-
-def _skip(inputs: torch.Tensor, labels: torch.Tensor) -> None:
-    pass

@@ -24,65 +24,48 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from imagelmdb import __version__
 from imagelmdb.errors import UserError
 
-# What timm, torchvision and others call an option -> what we call it. Only for messages: none is accepted.
+# What we call an option -> what timm, torchvision and others call it. Only for messages: none is accepted.
 OTHER_WORDS = {
-    "aa": "auto-augment",
-    "amp-dtype": "amp",
-    "bf16": "amp",
-    "bs": "batch-size",
-    "checkpoint-hist": "keep-checkpoints",
-    "crop-pct": "crop-ratio",
-    "data": "train val dataset",
-    "data-dir": "train val dataset",
-    "data-path": "train val dataset",
-    "dataset": "train val",
-    "decay-epochs": "lr-step-epochs",
-    "decay-rate": "lr-step-factor",
-    "dst": "output to-dir",
-    "ema": "ema-decay",
-    "fp16": "amp",
-    "gamma": "lr-step-factor",
-    "grad-accum-steps": "accumulate",
-    "img-size": "train-size val-size size",
-    "initial-checkpoint": "resume",
-    "input": "dataset",
-    "input-size": "train-size val-size size",
-    "jobs": "workers",
-    "learning-rate": "lr",
-    "log-interval": "print-freq",
-    "lr-gamma": "lr-step-factor",
-    "lr-warmup-decay": "warmup-start",
-    "max-grad-norm": "clip-grad",
-    "min-lr": "lr-end",
-    "model": "arch",
-    "model-ema": "ema-decay",
-    "model-ema-steps": "ema-every",
-    "norm-weight-decay": "wd-skip",
-    "num-epochs": "epochs",
-    "num-threads": "workers",
-    "num-workers": "workers",
-    "opt": "optimizer",
-    "out-dir": "output",
-    "overwrite": "force",
-    "precision": "amp",
-    "ra-reps": "repeats",
-    "reprob": "random-erase",
-    "resize": "val-resize max-size",
-    "save-freq": "checkpoint-steps checkpoint-minutes",
-    "sched": "schedule",
-    "src": "dataset",
-    "stochastic-depth": "drop-path",
-    "test-only": "evaluate",
-    "threads": "workers",
-    "train-data": "train",
-    "train-dataset": "train",
-    "train-dir": "train",
-    "tta": "flip-tta",
-    "use-deterministic-algorithms": "deterministic",
-    "val-crop-size": "val-size",
-    "val-data": "val",
-    "val-dataset": "val",
-    "val-dir": "val",
+    "accumulate": "grad-accum-steps",
+    "amp": "amp-dtype bf16 fp16 precision",
+    "arch": "model",
+    "auto-augment": "aa",
+    "batch-size": "bs",
+    "checkpoint-steps checkpoint-minutes": "save-freq",
+    "clip-grad": "max-grad-norm",
+    "crop-ratio": "crop-pct",
+    "dataset": "input src",
+    "deterministic": "use-deterministic-algorithms",
+    "drop-path": "stochastic-depth",
+    "ema-decay": "ema model-ema",
+    "ema-every": "model-ema-steps",
+    "epochs": "num-epochs",
+    "evaluate": "test-only",
+    "flip-tta": "tta",
+    "force": "overwrite",
+    "keep-checkpoints": "checkpoint-hist",
+    "lr": "learning-rate",
+    "lr-end": "min-lr",
+    "lr-step-epochs": "decay-epochs",
+    "lr-step-factor": "decay-rate gamma lr-gamma",
+    "optimizer": "opt",
+    "output": "out-dir",
+    "output to-dir": "dst",
+    "print-freq": "log-interval",
+    "random-erase": "reprob",
+    "repeats": "ra-reps",
+    "resume": "initial-checkpoint",
+    "schedule": "sched",
+    "train": "train-data train-dataset train-dir",
+    "train val": "dataset",
+    "train val dataset": "data data-dir data-path",
+    "train-size val-size size": "img-size input-size",
+    "val": "val-data val-dataset val-dir",
+    "val-resize max-size": "resize",
+    "val-size": "val-crop-size",
+    "warmup-start": "lr-warmup-decay",
+    "wd-skip": "norm-weight-decay",
+    "workers": "jobs num-threads num-workers threads",
 }
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -160,10 +143,9 @@ def nearest(word: str, names: Iterable[str]) -> str:
     """The end of an error message, ": did you mean --lr?"; empty where no name is near."""
     known = {_plain(name): name for name in names}
     foreign = {}
-    for other, ours in OTHER_WORDS.items():
-        found = [known[name] for name in ours.split() if name in known]
-        if found and other not in known:
-            foreign[other] = " and ".join(found)
+    for ours, others in OTHER_WORDS.items():
+        if found := [known[name] for name in ours.split() if name in known]:
+            foreign |= {other: " and ".join(found) for other in others.split() if other not in known}
     plain = _plain(word)
     near = difflib.get_close_matches(plain, foreign, n=1, cutoff=0.8)  # so a typo of it at the most
     near = near or difflib.get_close_matches(plain, known, n=1)

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from odd_files import make_odd_files
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from imagelmdb.errors import BadImageError, StoreError, UnfinishedStoreError, UserError
-from imagelmdb.sample import make_odd_files, make_tree
+from imagelmdb.sample import make_tree
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import JOURNAL_PREFIX

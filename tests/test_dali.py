@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from odd_files import make_odd_files
 from stores import make_tree, write_store
 
 from imagelmdb.data.batches import TrainCrop
@@ -13,7 +14,6 @@ from imagelmdb.data.loader import make_eval_loader, make_train_loader
 from imagelmdb.decode import make_decoder
 from imagelmdb.decode.dali import DaliDecoder
 from imagelmdb.errors import StoreError, UserError
-from imagelmdb.sample import make_odd_files
 from imagelmdb.store.reader import LMDBStore
 
 needs_dali = pytest.mark.skipif(

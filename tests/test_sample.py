@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from odd_files import make_odd_files
 from PIL import Image
 
 from imagelmdb import sample
@@ -73,7 +74,7 @@ def test_hue_and_texture_tell_the_classes_apart():
 
 
 def test_odd_files_are_as_odd_as_they_say(tmp_path):
-    paths = sample.make_odd_files(tmp_path)
+    paths = make_odd_files(tmp_path)
     assert Image.open(paths["cmyk"]).mode == "CMYK" and Image.open(paths["png"]).format == "PNG"
     assert Image.open(paths["progressive"]).info["progressive"] and Image.open(paths["grey"]).mode == "L"
     with pytest.raises(OSError, match="truncated"):
