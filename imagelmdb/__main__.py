@@ -247,10 +247,9 @@ def print_summary(report: Report) -> None:
 def run_info(options: argparse.Namespace) -> int:
     import json
 
-    from imagelmdb.store.info import describe
     from imagelmdb.store.reader import LMDBStore
 
-    facts = describe(LMDBStore(options.store))
+    facts = LMDBStore(options.store).describe()
     if options.json:
         print(json.dumps(facts))
         return 0

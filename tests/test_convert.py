@@ -25,7 +25,6 @@ from imagelmdb.sample import make_tree
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import JOURNAL_PREFIX
-from imagelmdb.store.info import describe
 from imagelmdb.store.lmdbfile.environment import open_environment
 from imagelmdb.store.output import Output
 from imagelmdb.store.reader import LMDBStore
@@ -98,7 +97,7 @@ def test_the_digest_depends_on_neither_workers_nor_shards_nor_layout(tree, tmp_p
         convert(source, tmp_path / "c", workers=1, shards=4).digest,
     }
     assert len(digests) == 1
-    assert describe(LMDBStore(tmp_path / "c"))["digest"] in digests
+    assert LMDBStore(tmp_path / "c").describe()["digest"] in digests
     assert convert(source, tmp_path / "d", workers=0, shuffle=True).digest not in digests
 
 
@@ -294,7 +293,7 @@ def test_a_kill_between_two_shards_last_transactions_changes_nothing(odd_tree, t
         convert(open_source(odd_tree), tmp_path / "s", workers=0, shards=2, skip_bad=True)
     again = convert(open_source(odd_tree), tmp_path / "s", workers=0, shards=2)
     assert again.complete and again.digest == whole.digest
-    assert describe(LMDBStore(tmp_path / "s")) | {"path": ""} == describe(LMDBStore(whole.path)) | {
+    assert LMDBStore(tmp_path / "s").describe() | {"path": ""} == LMDBStore(whole.path).describe() | {
         "path": ""
     }
     assert (tmp_path / "s" / "errors.jsonl").read_text() == (tmp_path / "whole" / "errors.jsonl").read_text()
@@ -428,14 +427,14 @@ def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_store(tree, tmp_p
         process.wait()
         facts = {"complete": False}
         with contextlib.suppress(StoreError):
-            facts = describe(LMDBStore(tmp_path / "s"))
+            facts = LMDBStore(tmp_path / "s").describe()
         if facts["complete"]:
             assert facts["digest"] == whole.digest
             shutil.rmtree(tmp_path / "s")
         else:
             partial += any(len(read_journal(file)) for file in (tmp_path / "s").glob("shard-*"))
     convert(open_source(many), tmp_path / "s", workers=2, shards=2)
-    assert describe(LMDBStore(tmp_path / "s"))["digest"] == whole.digest
+    assert LMDBStore(tmp_path / "s").describe()["digest"] == whole.digest
     assert verify(tmp_path / "s", workers=0) == []
     assert partial  # or every kill came too late to tell anything
 

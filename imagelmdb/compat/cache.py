@@ -1,13 +1,20 @@
-"""write_cache: writes the images of a dataset into a store. A fingerprint says when that is out of date."""
+"""The cache of a DatasetLMDB: a store of a dataset's images.
+
+write_cache writes one, a fingerprint says whether it is out of date, and TemporaryFile names one that is
+removed after use.
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +29,14 @@ from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import FORMAT_VERSION, Meta
 from imagelmdb.store.writer import Row, ShardWriter
 
+try:
+    import fcntl
+except ImportError:  # Windows, where the file of a killed process stays
+    fcntl = None
+
 CACHE_SOURCE = "dataset "  # the source of a cache begins with it, see Meta
 _TRANSACTION_BYTES = 64 << 20
+_MARK = "temporary"  # in the names of temporary caches
 _MODES = ("RGB", "L")  # of Pillow: these are stored exactly
 
 
@@ -76,6 +89,51 @@ def write_cache(dataset: Any, file: Path, *, settings: CacheSettings, workers: i
         file.unlink(missing_ok=True)
         raise
     writer.close()
+
+
+class TemporaryFile:
+    """A name for a file in `folder` that is removed with this object or at the end of the process.
+
+    If a kill prevents that, the next TemporaryFile with the same `folder` and `stem` removes the file. A
+    lock says whether a process is alive: the kernel releases it when the process ends, for whatever reason.
+    """
+
+    def __init__(self, folder: Path, stem: str):
+        for lock in folder.glob(f"{stem}.{_MARK}-*.lock"):
+            _remove_stale(lock)
+        descriptor, name = _make_lock(folder, stem)
+        self.path = Path(name).with_suffix(".lmdb")
+        # Unlike weakref.finalize, this runs when a multiprocessing child ends, and does not run in forked
+        # copies.
+        Finalize(self, _remove, (self.path, Path(name), descriptor), exitpriority=0)
+
+
+def _make_lock(folder: Path, stem: str) -> tuple[int, str]:
+    while True:
+        descriptor, name = tempfile.mkstemp(".lock", f"{stem}.{_MARK}-", folder)
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if Path(name).exists():  # otherwise somebody removed it before it was locked
+            return descriptor, name
+        os.close(descriptor)
+
+
+def _remove(path: Path, lock: Path, descriptor: int) -> None:
+    os.close(descriptor)
+    path.unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
+
+
+def _remove_stale(lock: Path) -> None:
+    if not fcntl:
+        return
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.with_suffix(".lmdb").unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+    except OSError:  # its process is alive, or somebody else is removing it
+        return
 
 
 def strip_transforms(dataset: Any) -> Any:

@@ -24,8 +24,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.vision import StandardTransform
 
-from imagelmdb.compat.cache import CACHE_SOURCE, CacheSettings, find_inner, write_cache
-from imagelmdb.compat.temporary import TemporaryFile
+from imagelmdb.compat.cache import CACHE_SOURCE, CacheSettings, TemporaryFile, find_inner, write_cache
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.store.encode import Encoding
 from imagelmdb.store.images import read_image

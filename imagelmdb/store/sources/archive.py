@@ -36,14 +36,10 @@ class Files:
 
     def __init__(self, paths: Sequence[str | Path]):
         self.paths = [Path(path).expanduser().absolute() for path in paths]
-        self.__setstate__(self.__getstate__())
-
-    def __getstate__(self) -> dict:
-        return {"paths": self.paths}
-
-    def __setstate__(self, state: dict) -> None:
-        self.paths = state["paths"]
         self._open = functools.lru_cache(OPEN_FILES)(_OpenFile)
+
+    def __reduce__(self) -> tuple:
+        return Files, (self.paths,)
 
     def read(self, part: int, offset: int, size: int) -> bytes:
         data = self._open(self.paths[part]).read(offset, size)
