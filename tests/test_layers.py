@@ -46,7 +46,6 @@ LIBRARIES = {
 # Where the type of a value says what it is, since it comes from outside: file -> {class: why}.
 ALLOWED_ISINSTANCE = {
     "imagelmdb/store/legacy/pickled.py": {"DType": "a pickle may put anything in its place"},
-    "imagelmdb/data/store_loader.py": {"UserError": "a worker sends a batch or the error that stopped it"},
     "imagelmdb/decode/libjpeg.py": {
         "Window": "an image is a window of a tiled JPEG, pixels, or a whole file"
     },

@@ -37,10 +37,13 @@ class Request(NamedTuple):
 class Delivery(NamedTuple):
     """A batch as a worker sends it. Its bytes are in the request's slot, or else in `data`."""
 
-    labels: np.ndarray  # int64
-    byte_count: int
-    facts: Any  # the decoder's
-    data: Tensor | None  # only if the slot is too small
+    labels: np.ndarray | None = None  # int64
+    byte_count: int = 0
+    facts: Any = None  # the decoder's
+    data: Tensor | None = None  # only if the slot is too small
+    error: UserError | None = (
+        None  # instead of a batch: the DataLoader would bury an exception in a traceback
+    )
 
 
 class TrainCrop(NamedTuple):
@@ -96,8 +99,8 @@ class BatchDataset(Dataset):
         # Shared by the workers, so that a record is checked once a run and not once in each of them.
         self._checked = torch.zeros(len(store), dtype=torch.bool).share_memory_() if decoder.on_gpu else None
 
-    def __getitem__(self, request: Request) -> Delivery | UserError:
-        """In a worker. A mistake is returned: the DataLoader would bury an exception in a traceback."""
+    def __getitem__(self, request: Request) -> Delivery:
+        """What a worker does."""
         slot = self.slots[request.slot]
 
         def make_bytes(count: int) -> Tensor:
@@ -106,7 +109,7 @@ class BatchDataset(Dataset):
         try:
             labels, (data, facts) = self.prepare(request, make_bytes)
         except UserError as error:
-            return error
+            return Delivery(error=error)
         return Delivery(labels, len(data), facts, None if data.data_ptr() == slot.data_ptr() else data)
 
     def prepare(self, request: Request, make_bytes: Callable[[int], Tensor]) -> tuple[np.ndarray, Prepared]:

@@ -108,8 +108,8 @@ class StoreLoader:
                 if "DataLoader worker" not in str(error):
                     raise
                 raise LoaderError(self._explain_death(request, error)) from error
-            if isinstance(delivery, UserError):
-                raise delivery
+            if delivery.error:
+                raise delivery.error
             data = delivery.data
             if data is None:  # copied before the next request may use the slot
                 data = self._make_bytes(delivery.byte_count)

@@ -12,9 +12,9 @@ import torchvision
 from timm.layers import BlurPool2d
 from torch import nn
 
+from imagelmdb.command_line import nearest
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError, first_line
-from imagelmdb.recipe import nearest
 
 _UNFETCHED = "--pretrained: the weights of {} cannot be fetched: {}"
 
