@@ -1,8 +1,8 @@
-"""BatchDataset: whole batches for PyTorch's DataLoader. Its index is a Request.
+"""BatchDataset: whole batches for PyTorch's DataLoader. It is indexed with a Request.
 
     labels, prepared = dataset.prepare(Request(epoch=3, step=17, size=224), make_bytes)
 
-A request says everything that a batch depends on, so the same workers can serve any epoch, step and size.
+A request says all that changes from batch to batch, so the same workers can serve any epoch, step and size.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class BatchDataset(Dataset):
         return self.store.labels[indices].astype(np.int64), prepared
 
     def name_record(self, request: Request, error: BadImageError) -> StoreError:
-        """The error of one row of a batch as one that names the record and says what to do about it."""
+        """Turn the error of a batch's row into one that names the record and says what to do about it."""
         indices = self.sampler.indices(request.epoch, self.sampler.positions(request.step))
         return self._name_record(int(indices[error.row]), error)
 

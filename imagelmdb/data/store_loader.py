@@ -5,9 +5,9 @@
     copies the slot, takes the labels  ◄──────  labels, facts of the decoder
     decoder.finish ─► images, labels
 
-PyTorch's DataLoader is the engine: it starts the workers and hands out the requests in order. Pixels never go
-through its queues: the slots are shared memory that exists before the workers do, and the main process knows
-the slot of each request.
+PyTorch's DataLoader is the engine: it starts the workers and hands out the requests in order. Pixels normally
+stay out of its queues: the slots are shared memory that exists before the workers do, and the main process
+knows the slot of each request.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LoaderError(RuntimeError):
 
 
 class StoreLoader:
-    """See the Loader protocol. The workers live until `close`. Without any, this process does the work."""
+    """See the Loader protocol. The workers live until `close`. With 0 workers, this process does the work."""
 
     def __init__(self, dataset: BatchDataset, size: int, *, workers: int = 0):
         self.dataset, self.sampler, self.decoder = dataset, dataset.sampler, dataset.decoder

@@ -8,7 +8,7 @@ A decoder works in two halves, because a loader's workers and its GPU are in dif
     worker            prepare: crops -> bytes in memory that both processes share
     loader's process  finish:  bytes -> images
 
-A decoder for the CPU does all its work in `prepare` (see CPUDecoder). The one for the GPU cuts
+A decoder for the CPU does all its work in `prepare` (see CPUDecoder). A decoder for the GPU cuts
 JPEGs out of the records in `prepare` and decodes them in `finish`.
 """
 
@@ -54,7 +54,8 @@ class Prepared(NamedTuple):
 class Decoder(Protocol):
     """Turns batches of crops into uint8 images [n, 3, size, size] in channels_last memory.
 
-    It is pickled to the workers. A record that is no sound image raises BadImageError with its `row`.
+    It must be picklable, for workers that are spawned. A record that is no sound image, or a box outside it,
+    raises BadImageError with its `row`.
     """
 
     # Whether images come out on the GPU. Then transforms of single images cannot be applied, raw pixels are
@@ -67,11 +68,11 @@ class Decoder(Protocol):
     def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[Tensor]:
         """In the loader's process, for an epoch: the images of each batch, in order.
 
-        `sizes`: (width, height) of all the store's images if it knows them, to take memory ahead.
+        `sizes`: (width, height) of all the store's images if it knows them, to allocate memory in advance.
         """
 
     def close(self) -> None:
-        """Give back what it took."""
+        """Free its memory."""
 
 
 class CPUDecoder:

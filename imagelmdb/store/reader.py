@@ -30,9 +30,9 @@ SHARD_PATTERN = "shard-*.lmdb"
 class LMDBStore:
     """A finished store: a directory, a single file, a folder of shards, or a database of an older tool.
 
-    It opens its files on first use. So a pickle of it is only a path, and each process, forked or spawned,
-    opens the files itself. `partial` accepts a folder where some shards are missing: each node of a cluster
-    may have a few of them.
+    It opens its files on first use. So a pickle of it is only a path. A spawned process opens the files
+    itself, and a forked one goes on with its parent's (see lmdbfile/environment.py). `partial` accepts a
+    folder where some shards are missing: each node of a cluster may have a few of them.
     """
 
     def __init__(self, path: str | Path, *, partial: bool = False):

@@ -47,7 +47,7 @@ def open_source(
     """
     try:
         place = look_at(path, devkit=devkit, root=root)
-        source = next((source for kind in SOURCES if (source := kind.open_at(place))), None)
+        source = next((source for kind in SOURCES if (source := kind.open_at(place)) is not None), None)
     except PermissionError as error:
         raise UserError(f"no permission to read {error.filename or path}") from error
     if source is None and place.kind == "pattern":
