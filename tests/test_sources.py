@@ -24,6 +24,8 @@ from imagelmdb.store.format import Meta
 from imagelmdb.store.sources import DatasetSource, open_source
 from imagelmdb.store.sources.archive import scan_tar
 from imagelmdb.store.sources.devkit import read_devkit
+from imagelmdb.store.sources.source import ListedSource
+from imagelmdb.store.texts import Texts
 from imagelmdb.store.writer import Row, ShardWriter
 
 
@@ -636,3 +638,9 @@ def test_an_unreadable_folder_is_an_error_and_not_left_out(tree, tmp_path, monke
     monkeypatch.setattr(os, "scandir", refuse)  # the tests may run as root, whom no mode stops
     with pytest.raises(UserError, match=r"no permission to read .*deep"):
         open_source(tree)
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [0, 2]])
+def test_labels_outside_the_classes_are_refused(labels):
+    with pytest.raises(UserError, match=r"x has labels from .* for 2 classes"):
+        ListedSource("x", classes=["a", "b"], labels=labels, names=Texts(["a/0", "b/1"]), reads=[])

@@ -83,6 +83,11 @@ class ListedSource:
         self.reads = reads
         if not len(names):
             raise UserError(f"no images in {description}")
+        if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise UserError(
+                f"{description} has labels from {self.labels.min()} to {self.labels.max()} for "
+                f"{len(self.classes)} classes"
+            )
         for name in classes:
             if not name.isprintable():  # bytes that are not UTF-8 arrive as lone surrogates
                 raise UserError(f"{description}: the class name {name!r} is not readable text: rename it")
