@@ -105,6 +105,11 @@ class LMDBStore:
         part, local = self._locate(index)
         part.check(local)
 
+    def check_arrays(self) -> None:
+        """Raise StoreError if a list of labels, sizes, names or checksums is not what was written."""
+        for part in self.parts:
+            part.check_arrays()
+
     @property
     def advice(self) -> str:
         return f"`imagelmdb verify {self.path}` lists all damaged records"
