@@ -1,0 +1,184 @@
+"""Damage that decodes without a warning is noticed when a record is first read."""
+
+import lzma
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stores import make_tree, write_store
+from torch.utils.data import DataLoader
+
+from imagelmdb.data.datasets import ImageFolderLMDB, IterableLMDB
+from imagelmdb.data.loader import make_eval_loader, make_train_loader
+from imagelmdb.data.records import CheckedRecords
+from imagelmdb.errors import StoreError, UserError
+from imagelmdb.store.lmdbfile import datafile
+from imagelmdb.store.reader import LMDBStore
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    tree = make_tree(tmp_path_factory.mktemp("data") / "tree", {"a": 20, "b": 8, "c": 12})
+    return write_store(tree, tree.parent / "store.lmdb")
+
+
+def flip(store: Path, target: Path, at: int) -> Path:
+    """A copy with one byte changed."""
+    data = bytearray(store.read_bytes())
+    data[at] ^= 1
+    target.write_bytes(data)
+    return target
+
+
+def find_image(store: Path, index: int) -> int:
+    """The offset of the middle of a record's image."""
+    image = bytes(LMDBStore(store)[index].image)
+    return store.read_bytes().index(image) + len(image) // 2
+
+
+def find_label(store: Path, index: int) -> int:
+    """The offset of a label in the store's list."""
+    offsets = {
+        key: int(offset)
+        for values in datafile.locate_all(store)
+        for key, offset in zip(values.keys.as_bytes(), values.offsets, strict=True)
+    }
+    return offsets[b"__labels__"] + 4 * index
+
+
+def read_training(path, **options):
+    return list(make_train_loader(path, batch_size=10, size=32, workers=0, **options).epoch(0))
+
+
+def read_evaluation(path, **options):
+    return list(make_eval_loader(path, batch_size=10, size=32, workers=1, **options).epoch(0))
+
+
+def read_folder(path, **options):
+    dataset = ImageFolderLMDB(path, **options)
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def read_stream(path, **options):
+    return list(IterableLMDB(path, **options))
+
+
+READERS = [read_training, read_evaluation, read_folder, read_stream]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_flipped_bit_in_an_image_is_noticed_by_every_reader(store, tmp_path, read):
+    damaged = flip(store, tmp_path / "damaged.lmdb", find_image(store, 17))
+    message = (
+        r"damaged.lmdb key 00000017 \(a/\d+.JPEG\): its checksum differs; `imagelmdb verify .*` lists all"
+    )
+    for options in ({}, {"check": "always"}):
+        with pytest.raises(StoreError, match=message):
+            read(damaged, **options)
+
+
+def test_check_off_compares_no_checksums(store, tmp_path):
+    damaged = flip(store, tmp_path / "damaged.lmdb", find_image(store, 17))
+    assert len(read_folder(damaged, check="off")) == COUNT
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_changed_label_in_the_list_is_noticed_before_the_first_batch(store, tmp_path, read):
+    damaged = flip(store, tmp_path / "damaged.lmdb", find_label(store, 17))
+    with pytest.raises(StoreError, match="labels, sizes, names or checksums differ from what was written"):
+        read(damaged)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_label_unlike_its_records_is_noticed_without_checksums_too(store, tmp_path, read):
+    damaged = flip(store, tmp_path / "damaged.lmdb", find_label(store, 17))
+    with pytest.raises(StoreError, match=r"key 00000017: label 0, but 1 in the store's list"):
+        read(damaged, check="off")
+
+
+def test_an_unknown_check_is_refused(store):
+    with pytest.raises(UserError, match="check 'twice' is not one of once, always, off"):
+        make_train_loader(store, batch_size=4, check="twice")
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """How often each record was compared, in this process and in forked ones."""
+    counted = torch.zeros(COUNT, dtype=torch.int64).share_memory_()
+
+    def check(self, index, compare=LMDBStore.check):
+        counted[index] += 1
+        compare(self, index)
+
+    monkeypatch.setattr(LMDBStore, "check", check)
+    return counted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_record_is_compared_once_a_run_also_after_a_resume_in_the_middle(store, counts, workers):
+    loader = make_train_loader(store, batch_size=10, size=32, workers=workers)
+    read = sum(len(labels) for _, labels in loader.epoch(3, start_step=2))
+    assert read == 20 == counts.sum() and counts.max() == 1
+    for epoch in (4, 5):
+        list(loader.epoch(epoch))
+    loader.close()
+    assert counts.tolist() == [1] * COUNT
+
+
+def test_always_compares_at_each_read(store, counts):
+    loader = make_train_loader(store, batch_size=10, size=32, workers=0, check="always")
+    for epoch in range(3):
+        list(loader.epoch(epoch))
+    assert counts.tolist() == [3] * COUNT
+
+
+def test_evaluation_compares_in_its_first_pass(store, counts):
+    loader = make_eval_loader(store, batch_size=10, size=32, workers=2)
+    for _ in range(2):
+        list(loader.epoch(0))
+    loader.close()
+    assert counts.tolist() == [1] * COUNT
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_one_epoch_leave_their_note_to_those_of_the_next(store, method):
+    dataset = ImageFolderLMDB(store, np.asarray)
+    DataLoader(dataset, batch_size=None)
+    for _ in DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=method):
+        pass
+    assert dataset.records.checked.all()
+
+
+def test_a_pickled_copy_begins_anew(store):
+    records = CheckedRecords(LMDBStore(store))
+    records[3]
+    copy = pickle.loads(pickle.dumps(records))
+    assert records.checked.sum() == 1 and copy.checked.sum() == 0 and copy[3].label == records[3].label
+
+
+# Stores of format 1, which release 0.1.0 wrote
+
+
+@pytest.fixture
+def old_store(tmp_path):
+    packed = Path(__file__).parent / "data" / "format1.lmdb.xz"
+    (tmp_path / "old.lmdb").write_bytes(lzma.decompress(packed.read_bytes()))
+    return tmp_path / "old.lmdb"
+
+
+def test_a_store_of_format_1_is_read_and_compared_with_its_own_checksums(old_store, tmp_path):
+    store = LMDBStore(old_store)
+    assert store.describe()["format"] == "imagelmdb 1" and store.labels.tolist() == [0, 0, 1]
+    assert [image.size for image, _ in read_folder(old_store)] == [(30, 20), (90, 60), (40, 40)]
+    for index in range(3):
+        damaged = flip(old_store, tmp_path / f"{index}.lmdb", find_image(old_store, index))
+        with pytest.raises(StoreError, match="its checksum differs"):
+            read_folder(damaged)
+    shutil.copy(old_store, tmp_path / "again.lmdb")
+    with pytest.raises(StoreError, match="labels, sizes, names or checksums differ"):
+        read_folder(flip(old_store, tmp_path / "again.lmdb", find_label(old_store, 1)))
