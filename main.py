@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagelmdb.config import Config, parse_config, save_config
-from imagelmdb.errors import run_command
+from imagelmdb.errors import Stopped, run_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -151,9 +151,12 @@ def train(
             )
             values, result, best = progress.as_log() | {"lr": trainer.lr}, None, False
             if val_loader:
-                result = evaluate(
-                    config, trainer.evaluated, val_loader, world=world, normalize=augment.normalize
-                )
+                try:
+                    result = evaluate(
+                        config, trainer.evaluated, val_loader, world=world, normalize=augment.normalize
+                    )
+                except Stopped:  # a resumed run evaluates this epoch again
+                    trainer.stop(checkpoints)
                 best = progress.take_best(result.top1)
                 values |= result.as_log()
             verdict = describe_bottleneck(

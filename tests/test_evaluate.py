@@ -1,14 +1,18 @@
 """Every image is evaluated once. Ranks, batch sizes and the source of the images change no figure."""
 
 import json
+import os
 import re
+import signal
+import time
 
 import pytest
 import torch
-from processes import run_ranks
+from processes import Ranks, run_ranks
 from stores import make_tree, write_store
 
 import main
+from imagelmdb.train.metrics import Totals
 
 OPTIONS = ["-a", "resnet18", "--train-size", "32", "--val-size", "32", "-b", "12", "-j", "1", "--lr", "0.01"]
 LINE = re.compile(r"val loss ([\d.]+)  top-1 ([\d.]+) %  top-5 ([\d.]+) %  images (\d+)")
@@ -60,3 +64,49 @@ def test_the_plain_state_dict_of_a_checkpoint_fits_a_bare_model(run):
 
     model = torchvision.models.resnet18(num_classes=7)
     model.load_state_dict(torch.load(run / "out" / "best.pt", weights_only=True)["model"])
+
+
+def evaluate_slowly(options):
+    """main.main, but an evaluation of 25 batches takes more than 5 s."""
+    add = Totals.add
+
+    def slow_add(*args):
+        print("evaluates", flush=True)
+        time.sleep(0.2)
+        add(*args)
+
+    Totals.add = slow_add
+    return main.main(options)
+
+
+def stop_evaluation(options, *, size, output):
+    """Send SIGTERM to the last rank during the evaluation. The ranks' exit codes, and what rank 0 printed."""
+    ranks = Ranks(evaluate_slowly, options, size=size, output=output)
+    ranks.wait_for("evaluates", times=2 * size)
+    os.kill(ranks.processes[-1].pid, signal.SIGTERM)
+    codes, text = ranks.codes(), ranks.texts()[0]
+    assert text.count("evaluates") < 20, "it evaluated to the end"
+    return codes, text
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_run_stopped_during_its_last_evaluation_has_a_checkpoint_and_evaluates_again(run, tmp_path, size):
+    data = ["--train", str(run / "train"), "--val", str(run / "val"), "--output", str(tmp_path / "out")]
+    options = [*OPTIONS, *data, "--epochs", "1", "-b", "4", "-p", "2", "--resume", "auto"]
+    codes, text = stop_evaluation(options, size=size, output=tmp_path)
+    assert codes == [75] * size
+    assert "stopped by a signal after step 7: the checkpoint is written" in text
+    assert "run the same command with --resume auto" in text
+    assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["step"] == 7
+    codes, texts = run_ranks(main.main, options, size=size, output=tmp_path)
+    assert codes == [0] * size, texts
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["val_images"] for line in log if line["event"] == "epoch"] == [101]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_evaluation_alone_that_is_stopped_ends_with_143_on_all_ranks(run, tmp_path, size):
+    options = ["-e", "--resume", str(run / "out" / "best.pt"), *OPTIONS, "-b", "4", "-p", "2"]
+    codes, text = stop_evaluation([*options, "--val", str(run / "val")], size=size, output=tmp_path)
+    assert codes == [143] * size
+    assert "stopped by a signal" in text and not LINE.search(text)

@@ -4,7 +4,11 @@ There are three ways to start. torchrun gives each rank its place in the environ
 `--multiprocessing-distributed` makes this module start one process for each GPU. Otherwise one process is the
 whole run. No other module reads these variables of the environment.
 
-code = launch(train, config)      # calls train(config, world) on every rank
+code = launch(run, config)      # calls run(config, world) on every rank
+
+How a run stops: SIGTERM or SIGUSR1 to any rank sets that rank's `world.stop_requested`. The ranks tell each
+other at their next reading, every --print-freq steps or batches (engine.py, evaluate.py), and stop together.
+Rank 0 writes the checkpoint while the others wait. All end with 75, or with 143 if there is no checkpoint.
 """
 
 from __future__ import annotations

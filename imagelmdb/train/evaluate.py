@@ -5,6 +5,7 @@ result = evaluate(config, model, val_loader, world=world, normalize=augment.norm
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from imagelmdb.config import Config
+from imagelmdb.errors import StoppedUnsaved
 from imagelmdb.train.feed import Batch, Feed
 from imagelmdb.train.metrics import Evaluation, Totals
 from imagelmdb.train.world import World
@@ -36,14 +38,21 @@ def evaluate(
     world: World,
     normalize: Callable[[torch.Tensor], torch.Tensor],
 ) -> Evaluation:
-    """Evaluate every image once, over all ranks. The ranks and the device are waited for once, at the end."""
+    """Evaluate every image once, over all ranks.
+
+    After a signal to any of them, StoppedUnsaved is raised on all. Several ranks ask each other every
+    --print-freq batches, which waits for the device.
+    """
     world.share_buffers(model)
     model.eval()
     feed, totals = Feed(loader.epoch(0), world.device), Totals(len(loader.classes), world.device)
     # A compiled model would be compiled again for the shorter last batch, so that batch is filled up.
     pad_to = config.batch_size // world.size if config.compile else 0
+    full_batches = loader.images_per_epoch // config.batch_size  # every rank has a share of each of these
     with torch.no_grad():
-        while (batch := feed.take()) is not None:
+        for number in itertools.count(1):
+            if (batch := feed.take()) is None:
+                break
             inputs, labels = normalize(batch[0]), batch[1]
             if len(inputs) < pad_to:
                 inputs = torch.cat([inputs, inputs.new_zeros(pad_to - len(inputs), *inputs.shape[1:])])
@@ -52,6 +61,9 @@ def evaluate(
                 if config.flip_tta:
                     outputs = outputs + model(inputs.flip(-1)).float()
             totals.add(outputs[: len(labels)] / (1 + config.flip_tta), labels)
+            reading_due = number <= full_batches and number % config.print_freq == 0
+            if (reading_due or world.size == 1) and world.agree_to_stop():
+                raise StoppedUnsaved("the evaluation was stopped by a signal: run the same command again")
     result = totals.reduce(world)
     if result.images != loader.images_per_epoch:
         raise RuntimeError(

@@ -110,6 +110,12 @@ class World:
         dist.all_gather(rows, row)
         return torch.stack(rows)
 
+    def agree_to_stop(self) -> bool:
+        """Whether a signal asked any rank to stop. All ranks call this together, and wait for each other."""
+        if self.size == 1:
+            return self.stop_requested
+        return bool(self.sum_(torch.tensor(float(self.stop_requested), device=self.device)))
+
     def share_buffers(self, module: torch.nn.Module) -> None:
         """Copy rank 0's buffers (BatchNorm's statistics) to all ranks, so that they evaluate one model."""
         if self.size > 1:
