@@ -42,12 +42,10 @@ def start(argv: Sequence[str] | None) -> int:
 def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
     """What each rank does. `explicit` are the options that the command line itself sets."""
     from imagelmdb.data.augment import make_batch_augment
-    from imagelmdb.train.checkpoint import BEST, LAST, load_weights
+    from imagelmdb.train.checkpoint import BEST, LAST, check_classes, find_start, load_weights
     from imagelmdb.train.distributed import set_up_torch
     from imagelmdb.train.evaluate import evaluate
-    from imagelmdb.train.model import make_model
-    from imagelmdb.train.program import check_export, export_checkpoint
-    from imagelmdb.train.resume import check_classes, find_start
+    from imagelmdb.train.model import check_export, export_checkpoint, make_model
 
     # A checkpoint brings the options of its run along. If one rank finds a user's mistake in an agree block,
     # all ranks end with it.
@@ -111,14 +109,12 @@ def train(
     val_loader: Loader | None,
 ) -> None:
     """Train, evaluate, log and save, epoch by epoch, from the checkpoint on if there is one."""
-    from imagelmdb.train.checkpoint import Checkpoints
+    from imagelmdb.train.checkpoint import Checkpoints, describe_options
     from imagelmdb.train.engine import Trainer
     from imagelmdb.train.evaluate import evaluate
-    from imagelmdb.train.log import Logger
-    from imagelmdb.train.profile import Profiler
+    from imagelmdb.train.log import Logger, Profiler
     from imagelmdb.train.progress import describe_bottleneck
     from imagelmdb.train.report import update_report
-    from imagelmdb.train.resume import describe_options
     from imagelmdb.train.schedule import size_at
 
     steps, classes = train_loader.steps_per_epoch, train_loader.classes

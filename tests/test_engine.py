@@ -14,11 +14,10 @@ from torch import nn
 
 from imagelmdb.config import Config
 from imagelmdb.errors import Diverged, Stopped
-from imagelmdb.train.checkpoint import Checkpoints, load
+from imagelmdb.train.checkpoint import Checkpoints, describe_options, load
 from imagelmdb.train.distributed import launch
 from imagelmdb.train.engine import Trainer
 from imagelmdb.train.evaluate import evaluate
-from imagelmdb.train.resume import describe_options
 from imagelmdb.train.world import World
 
 CPU = torch.device("cpu")

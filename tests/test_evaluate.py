@@ -8,11 +8,14 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from processes import Ranks, run_ranks
 from stores import make_tree, write_store
 
 import main
-from imagelmdb.train.metrics import Totals
+from imagelmdb.train.evaluate import Totals
+from imagelmdb.train.world import World
 
 OPTIONS = ["-a", "resnet18", "--train-size", "32", "--val-size", "32", "-b", "12", "-j", "1", "--lr", "0.01"]
 LINE = re.compile(r"val loss ([\d.]+)  top-1 ([\d.]+) %  top-5 ([\d.]+) %  images (\d+)")
@@ -110,3 +113,26 @@ def test_an_evaluation_alone_that_is_stopped_ends_with_143_on_all_ranks(run, tmp
     codes, text = stop_evaluation([*options, "--val", str(run / "val")], size=size, output=tmp_path)
     assert codes == [143] * size
     assert "stopped by a signal" in text and not LINE.search(text)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 101])
+def test_totals_are_those_of_all_images_at_once(batch):
+    torch.manual_seed(0)
+    outputs, labels = torch.randn(101, 11), torch.randint(11, (101,))
+    totals = Totals(11, torch.device("cpu"))
+    for part in zip(outputs.split(batch), labels.split(batch), strict=True):
+        totals.add(*part)
+    result = totals.reduce(World(dist.HashStore()))
+    order = outputs.argsort(dim=1, descending=True)
+    assert result.images == 101
+    assert result.top1 == 100 * (order[:, 0] == labels).sum().item() / 101
+    assert result.top5 == 100 * (order[:, :5] == labels[:, None]).any(1).sum().item() / 101
+    assert result.loss == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-6)
+    assert result.confusion.sum(1).tolist() == labels.bincount(minlength=11).tolist()
+    assert result.confusion.diag().sum() == round(result.top1 * 101 / 100)
+
+
+def test_top5_of_fewer_than_five_classes_is_everything():
+    totals = Totals(3, torch.device("cpu"))
+    totals.add(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert totals.reduce(World(dist.HashStore())).top5 == 100

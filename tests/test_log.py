@@ -1,15 +1,17 @@
 """The log of a run: what is written, what is shown, and that a resumed run writes nothing twice."""
 
+import gzip
 import importlib.util
 import io
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
-from imagelmdb.train.log import Logger, read_log
+from imagelmdb.train.log import SKIPPED_STEPS, Logger, Profiler, read_log
 from imagelmdb.train.progress import Reading
 
 READING = {"loss": 2.5, "lr": 0.1, "images_per_sec": 1234.5, "data_wait": 0.02}
@@ -126,3 +128,40 @@ def test_tensorboard_gets_the_epochs_figures(tmp_path):
 
     board = EventAccumulator(str(tmp_path)).Reload()
     assert board.Scalars("epoch/val_top1")[0].step == 4
+
+
+def test_a_profile_traces_its_steps_and_no_others(tmp_path):
+    with Profiler(tmp_path, steps=3) as profiler:
+        for step in range(SKIPPED_STEPS + 6):
+            with torch.profiler.record_function(f"step_{step}_"):
+                torch.ones(2).add(1)
+            profiler.after_step()
+            assert profiler.path.exists() == (step >= SKIPPED_STEPS + 2)
+    trace = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))
+    names = {event["name"] for event in trace["traceEvents"]}
+    traced = [step for step in range(SKIPPED_STEPS + 6) if f"step_{step}_" in names]
+    assert traced == [SKIPPED_STEPS, SKIPPED_STEPS + 1, SKIPPED_STEPS + 2]
+
+
+def profile_steps(folder, *, steps, taken):
+    with Profiler(folder, steps=steps) as profiler:
+        for _ in range(taken):
+            torch.ones(2).add(1)
+            profiler.after_step()
+    return profiler.path.exists()
+
+
+def test_a_run_that_ends_early_still_has_its_trace(tmp_path, capsys):
+    assert profile_steps(tmp_path, steps=100, taken=SKIPPED_STEPS + 2)
+    assert "no trace" not in capsys.readouterr().out
+
+
+def test_without_steps_to_profile_there_is_no_trace(tmp_path, capsys):
+    assert not profile_steps(tmp_path, steps=0, taken=10)
+    assert "no trace" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("taken", [0, 1, SKIPPED_STEPS - 1])
+def test_a_run_too_short_for_a_trace_says_so(tmp_path, capsys, taken):
+    assert not profile_steps(tmp_path, steps=3, taken=taken)
+    assert "--profile: no trace" in capsys.readouterr().out

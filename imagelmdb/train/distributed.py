@@ -39,8 +39,7 @@ from imagelmdb.errors import (
     first_line,
     run_command,
 )
-from imagelmdb.train.board import Failure
-from imagelmdb.train.world import AgreedMistake, Place, World
+from imagelmdb.train.world import AgreedMistake, Failure, Place, World
 
 if TYPE_CHECKING:
     from imagelmdb.config import Config

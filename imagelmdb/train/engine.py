@@ -26,10 +26,8 @@ from imagelmdb.errors import Diverged, Stopped, StoppedUnsaved
 from imagelmdb.train.checkpoint import Checkpoints, load_optimizer, load_weights
 from imagelmdb.train.evaluate import autocast
 from imagelmdb.train.feed import Batch, Feed
-from imagelmdb.train.loss import make_loss
-from imagelmdb.train.metrics import Meter
-from imagelmdb.train.optim import make_optimizer, set_lr
-from imagelmdb.train.progress import Progress, Reading
+from imagelmdb.train.optim import make_loss, make_optimizer, set_lr
+from imagelmdb.train.progress import Meter, Progress, Reading
 from imagelmdb.train.schedule import lr_at
 from imagelmdb.train.world import World
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from imagelmdb.config import Config
 from imagelmdb.errors import StoppedUnsaved
 from imagelmdb.train.feed import Batch, Feed
-from imagelmdb.train.metrics import Evaluation, Totals
 from imagelmdb.train.world import World
 
 AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,6 +28,57 @@ class Images(Protocol):
     images_per_epoch: int
 
     def epoch(self, epoch: int) -> Iterator[Batch]: ...
+
+
+class Evaluation(NamedTuple):
+    """The result of an evaluation."""
+
+    loss: float
+    top1: float  # per cent
+    top5: float  # per cent
+    images: int
+    confusion: torch.Tensor  # int64 [classes, classes]: images by label and prediction
+
+    def describe(self) -> str:
+        return (
+            f"val loss {self.loss:.5f}  top-1 {self.top1:.3f} %  top-5 {self.top5:.3f} %  "
+            f"images {self.images:,}"
+        )
+
+    def as_log(self) -> dict[str, float]:
+        return {
+            "val_loss": self.loss,
+            "val_top1": self.top1,
+            "val_top5": self.top5,
+            "val_images": self.images,
+        }
+
+
+class Totals:
+    """Sums over the images of an evaluation, on the device."""
+
+    def __init__(self, classes: int, device: torch.device):
+        self._sums = torch.zeros(
+            4, dtype=torch.float64, device=device
+        )  # loss, top-1 hits, top-5 hits, images
+        self._confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+
+    def add(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
+        best = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
+        hits = best == labels[:, None]
+        loss = F.cross_entropy(outputs, labels, reduction="none").double().sum()
+        images = torch.full_like(loss, len(labels))
+        self._sums.add_(torch.stack([loss, hits[:, 0].sum(), hits.sum(), images]))
+        cells = labels * len(self._confusion) + best[:, 0]
+        self._confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
+
+    def reduce(self, world: World) -> Evaluation:
+        """The evaluation over all ranks. This is the only wait for the device."""
+        loss, top1, top5, images = world.sum_(self._sums).tolist()
+        confusion = world.sum_(self._confusion).cpu()
+        if not images:
+            raise ValueError("no image was evaluated")
+        return Evaluation(loss / images, 100 * top1 / images, 100 * top5 / images, int(images), confusion)
 
 
 def evaluate(

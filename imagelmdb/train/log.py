@@ -9,6 +9,13 @@ Only rank 0 writes. The other ranks can call the same methods, which then do not
 
 Each line of log.jsonl is an object with `event`, `step` (steps finished in the run) and `seconds` (of the run
 so far). A resumed run first removes the lines after the step it starts from, so nothing is there twice.
+
+--profile N: a trace of N training steps, for ui.perfetto.dev or chrome://tracing.
+
+    with Profiler(folder, steps=20) as profiler:
+        for batch in batches:
+            train(batch)
+            profiler.after_step()
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from imagelmdb.config import Config
@@ -30,6 +38,7 @@ from imagelmdb.errors import UserError
 from imagelmdb.train.progress import Reading
 
 EXTRAS = ("tensorboard", "wandb")
+SKIPPED_STEPS = 5  # the first steps compile, tune and allocate; the profiler warms up in the last of them
 
 
 class Logger:
@@ -198,3 +207,40 @@ def _shown(values: dict[str, float]) -> list[str]:
         "data_wait": "data wait {:.0%}",
     }
     return [text.format(values[key]) for key, text in formats.items() if values.get(key) is not None]
+
+
+class Profiler:
+    """Writes trace.json.gz into the run's folder. With 0 steps it does nothing."""
+
+    def __init__(self, folder: Path, *, steps: int) -> None:
+        self.path = folder / "trace.json.gz"
+        self._written = False
+        self._profile = None
+        if steps:
+            self._profile = torch.profiler.profile(
+                schedule=torch.profiler.schedule(wait=SKIPPED_STEPS - 1, warmup=1, active=steps, repeat=1),
+                on_trace_ready=self._write,
+            )
+
+    def after_step(self) -> None:
+        if self._profile:
+            self._profile.step()
+
+    def __enter__(self) -> Profiler:
+        if self._profile:
+            self._profile.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """A run that ends early writes the steps it has, and says so if it has none."""
+        if self._profile:
+            self._profile.stop()
+            if not self._written:
+                print(
+                    f"--profile: no trace, because the run ended in its first {SKIPPED_STEPS} steps",
+                    flush=True,
+                )
+
+    def _write(self, profile: torch.profiler.profile) -> None:
+        profile.export_chrome_trace(str(self.path))
+        self._written = True
