@@ -112,7 +112,7 @@ def train(
     from imagelmdb.train.checkpoint import Checkpoints, describe_options
     from imagelmdb.train.engine import Trainer
     from imagelmdb.train.evaluate import evaluate
-    from imagelmdb.train.log import Logger, Profiler
+    from imagelmdb.train.log import Logger, profile_steps
     from imagelmdb.train.progress import describe_bottleneck
     from imagelmdb.train.report import update_report
     from imagelmdb.train.schedule import size_at
@@ -122,12 +122,12 @@ def train(
     with world.agree():
         if checkpoint:
             trainer.load_state_dict(checkpoint)
-        log = Logger(config, rank=world.rank, resume_step=checkpoint["step"] if checkpoint else None)
+        log = Logger(config, rank=world.rank, checkpoint=checkpoint)
     # Only rank 0 writes. The other ranks have these objects too, so that the code below is one path for all.
     facts = {"config": describe_options(config), "classes": classes, "world_size": world.size}
     checkpoints = Checkpoints(config, facts=facts)
 
-    with log, Profiler(config.run_dir, steps=config.profile if world.is_main else 0) as profiler:
+    with log, profile_steps(config.run_dir, config.profile if world.is_main else 0) as after_step:
         if world.is_main:
             save_config(config, config.run_dir / "config.yaml")
             if note := checkpoints.begin(Path(config.resume) if checkpoint else None):
@@ -142,9 +142,7 @@ def train(
             progress = trainer.progress  # not at the start of the epoch if the run was stopped inside it
             log.begin_epoch(epoch, steps=steps, done=trainer.epoch_step)
             batches = train_loader.epoch(epoch, trainer.epoch_step, size_at(config, epoch))
-            trainer.train_epoch(
-                batches, checkpoints=checkpoints, on_reading=log.step, after_step=profiler.after_step
-            )
+            trainer.train_epoch(batches, checkpoints=checkpoints, on_reading=log.step, after_step=after_step)
             values, result, best = progress.as_log() | {"lr": trainer.lr}, None, False
             if val_loader:
                 try:

@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ from imagelmdb.errors import (
     first_line,
     run_command,
 )
-from imagelmdb.train.world import AgreedMistake, Failure, Place, World
+from imagelmdb.train.world import AgreedMistake, Place, World
 
 if TYPE_CHECKING:
     from imagelmdb.config import Config
@@ -143,8 +143,7 @@ def _run_rank(run: Callable[[Config, World], None], config: Config, place: Place
     A mistake or a bug of this rank alone is raised, after the other ranks have heard of it.
     """
     world = World(_meet(place), place)
-    world.board.watch()
-    with _on_stop_signals(lambda number, frame: world.request_stop()), closing(world.board):
+    with _on_stop_signals(lambda number, frame: world.request_stop()), world.board:
         try:
             _join(world, config, place)
             run(config, world)
@@ -155,13 +154,13 @@ def _run_rank(run: Callable[[Config, World], None], config: Config, place: Place
             return complain(end) if world.local_rank == 0 else end.exit_code
         except (UserError, OSError) as error:
             mistake = as_user_error(error)
-            world.board.fail(Failure(mistake.exit_code, f"rank {world.rank}: {mistake}"))
+            world.board.fail(mistake.exit_code, str(mistake))
             raise
         except Exception as error:
-            # A collective breaks when another rank has ended. That rank has 2 s to say why.
-            if other := world.board.find_failure(wait_seconds=2.0):
-                return other.code
-            world.board.fail(Failure(1, f"rank {world.rank}: {type(error).__name__}: {first_line(error)}"))
+            # A collective breaks when another rank has ended, and that rank has printed why.
+            if code := world.board.find_failure():
+                return code
+            world.board.fail(1, f"{type(error).__name__}: {first_line(error)}")
             raise
 
 

@@ -80,7 +80,6 @@ def export_checkpoint(checkpoint: Path, path: str | Path, config: Config) -> Non
 
     The outputs of a .pt2 file are compared with the model's.
     """
-    check_export(path)
     if not checkpoint.exists():
         raise UserError(f"--export: there is no {checkpoint}; train first, or name the run with --output")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)

@@ -9,7 +9,6 @@ with world.agree():
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -17,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -89,12 +88,9 @@ class World:
 
     def check_same(self, value: str | int, mistake: str) -> None:
         """UserError on all ranks if the value of one differs from rank 0's."""
-        with self.agree():
-            key = f"same/{self._agreements}"
-            if self.is_main:
-                self.store.set(key, str(value))
-            elif self.store.get(key).decode() != str(value):
-                raise UserError(f"rank {self.rank}: {mistake}")
+        for rank, other in enumerate(values := self.gather(value)):
+            if other != values[0]:
+                raise AgreedMistake(f"rank {rank}: {mistake}")
 
     def gather(self, value: Any) -> list[Any]:
         """The value of each rank, in the order of the ranks."""
@@ -146,22 +142,11 @@ class World:
         return verdict
 
 
-class Failure(NamedTuple):
-    """Why a rank ended."""
-
-    code: int  # exit code
-    message: str
-
-
 class Board:
     """Where a rank writes that it failed, so that the other ranks end as well. It is in the rendezvous store.
 
     A rank that waits in a collective for one that has failed would wait for minutes, or forever under NCCL.
     So each rank has a thread that looks at the board five times a second. A training step pays nothing.
-
-    board = Board(store, rank=0, world_size=2)
-    board.watch()
-    board.fail(Failure(2, "rank 0: no such file"))      # rank 1 ends within 10 s, with exit code 2
     """
 
     def __init__(self, store: dist.Store, *, rank: int, world_size: int):
@@ -172,54 +157,49 @@ class Board:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="board", daemon=True)
 
-    def watch(self) -> None:
-        """Start the thread. A single rank needs none."""
+    def __enter__(self) -> Board:
         if self.world_size > 1:
             self._thread.start()
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def fail(self, failure: Failure) -> None:
-        """Tell the other ranks, and wait until they have read it, since the store may be in this process."""
+    def fail(self, code: int, reason: str) -> None:
+        """Tell the other ranks, which end with this exit code within GRACE_SECONDS.
+
+        Waits until they have read it, since the store may be in this process.
+        """
         if self.world_size == 1:
             return
         deadline = time.monotonic() + READ_SECONDS
         with contextlib.suppress(RuntimeError):  # the store may have ended with its rank
-            self._store.set("failure", json.dumps(failure))
+            self._store.set("failure", f"{code} rank {self.rank}: {reason}")
             while self._store.add("failure_seen", 0) < self.world_size and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS / 4)
 
-    def find_failure(self, *, wait_seconds: float = 0.0) -> Failure | None:
-        """The failure that another rank reported, or None."""
-        deadline = time.monotonic() + (wait_seconds if self.world_size > 1 else 0.0)
-        while True:
-            try:
-                if self._store.check(["failure"]):
-                    return Failure(*json.loads(self._store.get("failure")))
-            except RuntimeError:  # the store ended with its rank
-                return None
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(POLL_SECONDS / 4)
+    def find_failure(self) -> int | None:
+        """The exit code of another rank that failed, or None. It has READ_SECONDS to say so."""
+        if self.world_size == 1:
+            return None
+        with contextlib.suppress(RuntimeError):  # it did not come, or the store ended with its rank
+            self._store.wait(["failure"], timedelta(seconds=READ_SECONDS))
+            return int(self._store.get("failure").split()[0])
+        return None
 
     def _watch(self) -> None:
+        code, reason = 1, ""
         try:
-            while not self._closed.wait(POLL_SECONDS):
+            while not reason:
+                if self._closed.wait(POLL_SECONDS):
+                    return
                 if self._watched.check(["failure"]):
                     self._watched.add("failure_seen", 1)
-                    self._leave(Failure(*json.loads(self._watched.get("failure"))))
-                    return
+                    code, reason = self._watched.get("failure").decode().split(" ", 1)
         except RuntimeError as error:
-            self._leave(Failure(1, f"rank {self.rank} lost the rendezvous store: {first_line(error)}"))
-
-    def _leave(self, failure: Failure) -> None:
-        """End this process, unless its main thread does so first."""
-        if self._closed.wait(GRACE_SECONDS):
-            return
-        print(
-            f"rank {self.rank} ends because of another rank: {failure.message}", file=sys.stderr, flush=True
-        )
-        os._exit(failure.code)
+            reason = f"the lost rendezvous store: {first_line(error)}"
+        if not self._closed.wait(GRACE_SECONDS):  # the main thread did not end by itself
+            print(f"rank {self.rank} ends because of {reason}", file=sys.stderr, flush=True)
+            os._exit(int(code))
