@@ -85,7 +85,7 @@ def evaluate_slowly(options):
 def stop_evaluation(options, *, size, output):
     """Send SIGTERM to the last rank during the evaluation. The ranks' exit codes, and what rank 0 printed."""
     ranks = Ranks(evaluate_slowly, options, size=size, output=output)
-    ranks.wait_for("evaluates", times=2 * size)
+    ranks.wait_for("evaluates", times=2 * size, timeout=120)
     os.kill(ranks.processes[-1].pid, signal.SIGTERM)
     codes, text = ranks.codes(), ranks.texts()[0]
     assert text.count("evaluates") < 20, "it evaluated to the end"
@@ -95,7 +95,8 @@ def stop_evaluation(options, *, size, output):
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_run_stopped_during_its_last_evaluation_has_a_checkpoint_and_evaluates_again(run, tmp_path, size):
     data = ["--train", str(run / "train"), "--val", str(run / "val"), "--output", str(tmp_path / "out")]
-    options = [*OPTIONS, *data, "--epochs", "1", "-b", "4", "-p", "2", "--resume", "auto"]
+    options = [*OPTIONS, *data, "-a", "timm:test_resnet", "--epochs", "1", "-b", "4", "-p", "2"]
+    options += ["--resume", "auto"]
     codes, text = stop_evaluation(options, size=size, output=tmp_path)
     assert codes == [75] * size
     assert "stopped by a signal after step 7: the checkpoint is written" in text

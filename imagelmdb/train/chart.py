@@ -17,8 +17,6 @@ Point = tuple[float, float]
 
 
 class Line(NamedTuple):
-    """A line of a chart."""
-
     label: str
     points: Sequence[Point]
     colour: str  # name of a CSS variable

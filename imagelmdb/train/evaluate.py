@@ -1,7 +1,4 @@
-"""Exact evaluation: each image counts once, for any number of ranks, batch size and dataset size.
-
-result = evaluate(config, model, val_loader, world=world, normalize=augment.normalize)
-"""
+"""Exact evaluation: each image counts once, for any number of ranks, batch size and dataset size."""
 
 from __future__ import annotations
 
@@ -31,8 +28,6 @@ class Images(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """The result of an evaluation."""
-
     loss: float
     top1: float  # per cent
     top5: float  # per cent
@@ -58,9 +53,8 @@ class Totals:
     """Sums over the images of an evaluation, on the device."""
 
     def __init__(self, classes: int, device: torch.device):
-        self._sums = torch.zeros(
-            4, dtype=torch.float64, device=device
-        )  # loss, top-1 hits, top-5 hits, images
+        # loss, top-1 hits, top-5 hits, images
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
         self._confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
 
     def add(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:

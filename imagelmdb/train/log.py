@@ -84,7 +84,6 @@ class Logger:
             self._bar = tqdm(total=steps, initial=done, desc=text, unit="step", file=sys.stdout, leave=False)
 
     def step(self, reading: Reading) -> None:
-        """Log a progress line."""
         if not self._file:
             return
         speed = {"images_per_sec": reading.images_per_sec, "data_wait": reading.data_wait}

@@ -1,8 +1,4 @@
-"""What training minimises, and how: the loss and the optimiser.
-
-loss = make_loss(config)(logits, targets)
-optimizer = make_optimizer(config, model)   # the model must be on its device already
-"""
+"""What training minimises, and how: the loss and the optimiser."""
 
 from collections.abc import Callable
 
@@ -38,10 +34,7 @@ def make_loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that --optimizer names, over the model's trainable parameters.
-
-    SGD and AdamW are torch's; SGDW, LAMB and LARS are timm's.
-    """
+    """The optimiser that --optimizer names, for a model that is on its device already."""
     groups = group_parameters(model, weight_decay=config.weight_decay, skip=config.wd_skip)
     sgd = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
     adam = {"lr": config.lr, "betas": config.betas, "eps": config.eps}

@@ -24,9 +24,7 @@ class Measurement(NamedTuple):
     """The steps between two reads of a meter. The same on all ranks, except `seconds`."""
 
     losses: list[float]  # of each step, averaged over the ranks
-    broken: list[
-        tuple[int, int]
-    ]  # (step, rank) of each loss that is not finite; steps count from the last read
+    broken: list[tuple[int, int]]  # (step since the last read, rank) of each loss that is not finite
     seconds: float
     waited: float  # seconds that the slowest rank waited for batches
     save: bool  # rank 0 wants a checkpoint
@@ -63,12 +61,14 @@ class Meter:
         rows = self._world.stack(torch.cat([self._losses[:count], own])).tolist()
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
-        losses = [row[:count] for row in rows]
-        waits, saves, stops = zip(*(row[count:] for row in rows), strict=True)
+        *steps, waits, saves, stops = zip(*rows, strict=True)  # each has a value of every rank
         return Measurement(
-            losses=[math.fsum(step) / self._world.size for step in zip(*losses, strict=True)],
+            losses=[math.fsum(losses) / self._world.size for losses in steps],
             broken=[
-                (s, r) for s in range(count) for r, row in enumerate(losses) if not math.isfinite(row[s])
+                (step, rank)
+                for step, losses in enumerate(steps)
+                for rank, loss in enumerate(losses)
+                if not math.isfinite(loss)
             ],
             seconds=seconds,
             waited=max(waits),

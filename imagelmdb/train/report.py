@@ -1,8 +1,4 @@
-"""report.html: a run on one page, which needs no other file and no network.
-
-update_report(log, step=5004, images=images, confusion=confusion, classes=classes)    # after each epoch
-write_report(folder)                                 # makes the page again from the files in the run's folder
-"""
+"""report.html: a run on one page, which needs no other file and no network."""
 
 import base64
 import datetime
