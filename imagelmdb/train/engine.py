@@ -132,7 +132,16 @@ class Trainer:
                 progress.add(measured, batch_size=config.batch_size, timed=timed)
             self._warming_up = False
             if line_due:
-                on_reading(self._make_reading(recent))
+                reading = Reading(
+                    epoch=self.progress.epoch,
+                    step=self.step,
+                    epoch_step=self.epoch_step,
+                    loss=recent.loss,
+                    lr=self.lr,
+                    images_per_sec=recent.images_per_sec,
+                    data_wait=recent.data_wait,
+                )
+                on_reading(reading)
                 recent = Progress()
             if measured.stop:
                 self.stop(checkpoints)
@@ -207,17 +216,6 @@ class Trainer:
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-
-    def _make_reading(self, recent: Progress) -> Reading:
-        return Reading(
-            epoch=self.progress.epoch,
-            step=self.step,
-            epoch_step=self.epoch_step,
-            loss=recent.loss,
-            lr=self.lr,
-            images_per_sec=recent.images_per_sec,
-            data_wait=recent.data_wait,
-        )
 
 
 def _replicate(model: nn.Module, world: World) -> nn.Module:
