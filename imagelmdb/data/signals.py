@@ -17,8 +17,8 @@ SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} if KNOWS_SENDERS else 
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Block the signals while workers start. They inherit this until they call heed_parent_alone."""
+def block_signals() -> Iterator[None]:
+    """Block the signals while workers start. They inherit this until they call obey_parent_only."""
     if not KNOWS_SENDERS:
         yield
         return
@@ -29,7 +29,7 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def heed_parent_alone(worker: int) -> None:
+def obey_parent_only(worker: int) -> None:
     """DataLoader's worker_init_fn: from now on, these signals end a worker only if its parent sent them."""
     if not KNOWS_SENDERS:
         return

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imagelmdb.data.batches import BatchDataset, Request
-from imagelmdb.data.signals import heed_parent_alone, held_back
+from imagelmdb.data.signals import block_signals, obey_parent_only
 from imagelmdb.decode import Prepared
 from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.order.sampler import Sampler
@@ -63,7 +63,7 @@ class StoreLoader:
                 collate_fn=_keep,
                 persistent_workers=True,
                 prefetch_factor=BATCHES_PER_WORKER,
-                worker_init_fn=heed_parent_alone,
+                worker_init_fn=obey_parent_only,
                 generator=torch.Generator(),  # or each epoch would draw from the global one
             )
 
@@ -99,7 +99,7 @@ class StoreLoader:
             for request in self._requests:
                 yield request, *self.dataset.prepare(request, self._make_bytes)
             return
-        with held_back():
+        with block_signals():
             deliveries = iter(self._deliveries)
         for request in self._requests:
             try:
