@@ -3,8 +3,9 @@
     loader = make_train_loader("train-lmdb", batch_size=1024)
     for images, labels in loader.epoch(3, start_step=100): ...
 
-A batch's images, crops and flips follow from (seed, epoch, step) alone. Workers, ranks and restarts do not
-change them, and it makes no difference whether they come from files or from the store made of these files.
+A batch's images, crops and flips follow from (seed, epoch, step). Workers, ranks and restarts do not change
+them, and files give the same batches as the store made of them. With shuffle="local" a batch also depends on
+which node has which shards.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def make_train_loader(
     dataset = BatchDataset(
         store,
         sampler,
-        crop=crop or TrainCrop(),
+        crop_rule=crop or TrainCrop(),
         decoder=_get_decoder(decode),
         transform=transform,
         prefetch_steps=BATCHES_PER_WORKER * max(workers, 1) if prefetch_pages else 0,
@@ -114,7 +115,7 @@ def make_eval_loader(
     sampler = Sampler(
         len(store), batch_size=batch_size, rank=rank, world_size=world_size, shuffle="none", keep_last=True
     )
-    dataset = BatchDataset(store, sampler, crop=EvalCrop(resize), decoder=_get_decoder(decode))
+    dataset = BatchDataset(store, sampler, crop_rule=EvalCrop(resize), decoder=_get_decoder(decode))
     return StoreLoader(dataset, size, workers=count_loader_workers(workers))
 
 
@@ -127,22 +128,10 @@ def make_loaders(
     node_shards: Sequence[Mapping[int, int]] | None = None,
 ) -> tuple[Loader | None, Loader | None]:
     """A run's loaders for training and validation; None for what it does without."""
+    shared = {"batch_size": config.batch_size, "world_size": world_size}
     if config.dummy:
-        dummy = DummyLoader(
-            images=config.dummy_images,
-            batch_size=config.batch_size,
-            world_size=world_size,
-            size=config.train_size,
-            device=device,
-        )
-        return dummy, None
-    shared = {
-        "batch_size": config.batch_size,
-        "rank": rank,
-        "world_size": world_size,
-        "workers": config.loader_workers,
-        "lmdb": config.lmdb,
-    }
+        return DummyLoader(images=config.dummy_images, size=config.train_size, device=device, **shared), None
+    shared |= {"rank": rank, "workers": config.loader_workers, "lmdb": config.lmdb}
     val = make_eval_loader(
         config.val, size=config.val_size, resize=config.eval_resize, decode=config.decode, **shared
     )
@@ -173,15 +162,10 @@ class DummyLoader:
     """For --dummy: one random batch again and again, already on the device. The speed of the model alone."""
 
     def __init__(self, *, images: int, batch_size: int, world_size: int, size: int, device: torch.device):
-        if batch_size % world_size:
-            raise UserError(
-                f"batch_size {batch_size} cannot be split over {world_size} ranks: use a multiple"
-            )
-        if images < batch_size:
-            raise UserError(f"--dummy-images {images} are fewer than one batch of {batch_size}")
+        sampler = Sampler(images, batch_size=batch_size, world_size=world_size)  # as a real loader's
         self.classes = [str(number) for number in range(1000)]
-        self.steps_per_epoch = images // batch_size
-        self.images_per_epoch = self.steps_per_epoch * batch_size
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self.images_per_epoch = sampler.images_per_epoch
         self._share, self._size, self._device = batch_size // world_size, size, device
 
     def epoch(
