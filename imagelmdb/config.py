@@ -35,16 +35,10 @@ class Config:
     evaluate: bool = option(False, "evaluate and exit", "-e")
     dummy: bool = option(False, "train on random images made on the device, to time the model alone")
     dummy_images: int = option(1_281_167, "images in an epoch of --dummy", least=1)
-    print_freq: int = option(
-        10, "steps between progress lines; each line waits for the device", "-p", least=1
-    )
-    checkpoint_steps: int = option(
-        0, "save a checkpoint every N steps; 0: never. The end of an epoch always saves one"
-    )
+    print_freq: int = option(10, "steps between progress lines; each waits for the device", "-p", least=1)
+    checkpoint_steps: int = option(0, "save a checkpoint every N steps; 0: never. Each epoch ends with one")
     checkpoint_minutes: float = option(30.0, "save a checkpoint every X minutes; 0: never")
-    keep_checkpoints: int = option(
-        1, "keep the checkpoints of the last N epochs, besides last.pt and best.pt"
-    )
+    keep_checkpoints: int = option(1, "keep the checkpoints of the last N epochs besides last.pt and best.pt")
     tensorboard: bool = option(False, "write TensorBoard events into the run's folder")
     wandb: bool = option(False, "log to Weights & Biases")
     profile: int = option(0, "write a torch profiler trace of N steps into the run's folder; 0: none")
@@ -62,12 +56,9 @@ class Config:
         "full: all images in random order; block: random blocks of neighbouring images; local: each node "
         "reads the shards on its own disk. block and local suit stores larger than memory",
     )
-    prefetch_pages: bool = option(
-        False, "ask the disk early for the images to come; for stores larger than memory"
-    )
+    prefetch_pages: bool = option(False, "ask the disk early for images; for stores larger than memory")
     dct_scale: bool = option(
-        False,
-        "decode large crops at 1/2, 1/4 or 1/8 size: faster, but not the pixels of the published recipes",
+        False, "decode large crops at 1/2, 1/4 or 1/8 size: faster, but not the published recipes' pixels"
     )
     repeats: int = option(
         1, "repeated augmentation: each image is in N batches in a row, with another crop in each", least=1
@@ -78,9 +69,7 @@ class Config:
     val_resize: int = option(
         0, "resize the shorter side to this before the validation crop, px; 0: --val-size / --crop-ratio"
     )
-    crop_ratio: float = option(
-        0.875, "the validation crop as a share of the resized shorter side", least=0.1, most=1
-    )
+    crop_ratio: float = option(0.875, "validation crop / resized shorter side", least=0.1, most=1)
     flip_tta: bool = option(False, "evaluate each image and its mirror image, and add the two outputs")
     start_size: int = option(0, "progressive resizing: training crop of the first epochs, px; 0: off")
     grow_from: float = option(0.0, "share of the run after which the crop grows from start-size", most=1)
@@ -88,16 +77,11 @@ class Config:
     size_step: int = option(32, "the crop grows in multiples of this, px", least=1)
 
     scale: tuple[float, float] = option(
-        (0.08, 1.0),
-        "area of the random crop, as a share of the image: least and most",
-        group="augmentation",
-        most=1,
+        (0.08, 1.0), "share of the image in the random crop: least and most", group="augmentation", most=1
     )
     ratio: tuple[float, float] = option((3 / 4, 4 / 3), "width / height of the random crop: least and most")
     hflip: float = option(0.5, "probability of a horizontal flip", most=1)
-    auto_augment: str = option(
-        "", "ta_wide or ra (torchvision's), or a timm policy such as rand-m7-mstd0.5-inc1"
-    )
+    auto_augment: str = option("", "ta_wide or ra (torchvision's), or timm's, such as rand-m7-mstd0.5-inc1")
     random_erase: float = option(0.0, "probability of erasing a random box of an image", most=1)
     mixup: float = option(0.0, "mixup alpha; 0: off. If cutmix is on too, each step uses one of the two")
     cutmix: float = option(0.0, "cutmix alpha; 0: off")
@@ -107,9 +91,7 @@ class Config:
     zero_init: bool = option(False, "start the last BatchNorm of each residual block at gamma 0")
     blurpool: bool = option(False, "blur before each strided convolution of 16 channels or more")
     blurpool_maxpool: bool = option(False, "with blurpool: blur after max pooling as well")
-    drop_path: float = option(
-        0.0, "stochastic depth: the probability of skipping the last block (timm models)", most=1
-    )
+    drop_path: float = option(0.0, "stochastic depth: probability of skipping the last block (timm)", most=1)
     prior_bias: bool = option(False, "start the bias of the last layer at -log(classes); for --loss bce")
     sync_bn: bool = option(False, "compute BatchNorm statistics over all ranks")
     ema_decay: float = option(0.0, "average the weights, with this decay at each update; 0: off", most=1)
@@ -120,9 +102,7 @@ class Config:
     accumulate: int = option(
         1, "split a rank's share of the batch into N parts, one after the other, to save memory", least=1
     )
-    optimizer: Literal["sgd", "sgdw", "adamw", "lamb", "lars"] = option(
-        "sgd", "lamb, lars and sgdw are timm's"
-    )
+    optimizer: Literal["sgd", "sgdw", "adamw", "lamb", "lars"] = option("sgd", "lamb, lars, sgdw are timm's")
     lr: float = option(0.1, "peak learning rate for the global batch; it is used as given, never scaled")
     momentum: float = option(0.9, "for sgd, sgdw and lars")
     nesterov: bool = option(False, "Nesterov momentum, for sgd, sgdw and lars")
@@ -142,15 +122,11 @@ class Config:
     bce_sum: bool = option(False, "bce: sum over the classes instead of their mean")
 
     schedule: Literal["step", "cosine", "linear", "triangular", "poly"] = option(
-        "step",
-        "how the learning rate falls after the warm-up; it is set at every step",
-        group="learning rate",
+        "step", "how the learning rate falls after the warm-up; set at every step", group="learning rate"
     )
     warmup_epochs: float = option(0.0, "epochs in which the learning rate rises linearly to its peak")
     warmup_start: float = option(0.0, "learning rate at the first step, as a share of the peak", most=1)
-    lr_end: float = option(
-        0.0, "cosine, linear, triangular, poly: last learning rate, as a share of the peak", most=1
-    )
+    lr_end: float = option(0.0, "all but step: last learning rate, as a share of the peak", most=1)
     lr_step_epochs: int = option(30, "step: epochs between two drops", least=1)
     lr_step_factor: float = option(0.1, "step: each drop multiplies the learning rate by this")
     lr_power: float = option(2.0, "poly: the exponent")
@@ -164,12 +140,8 @@ class Config:
     gpu: int | None = option(None, "use this GPU only (default: the local rank's)", group="distributed")
     dist_backend: Literal["auto", "nccl", "gloo"] = option("auto", "auto: nccl on GPUs, gloo on CPUs")
     dist_url: str = option("env://", "where the ranks meet; env:// under torchrun")
-    multiprocessing_distributed: bool = option(
-        False, "start one process per GPU of this node; not with torchrun"
-    )
-    world_size: int = option(
-        -1, "number of nodes with --multiprocessing-distributed, of processes otherwise", least=-1
-    )
+    multiprocessing_distributed: bool = option(False, "start a process for each GPU; not with torchrun")
+    world_size: int = option(-1, "nodes with --multiprocessing-distributed, else processes", least=-1)
     rank: int = option(
         -1, "this node's number with --multiprocessing-distributed, else this process's", least=-1
     )
