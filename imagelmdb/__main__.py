@@ -201,10 +201,8 @@ def print_summary(report: Report) -> None:
         for item in report.bad[:10]:
             print(f"  {item.name}: {item.reason}", file=sys.stderr)
     if not report.complete:
-        print(
-            "The store is unfinished: repair these files and run the same command again, or add --skip-bad.",
-            file=sys.stderr,
-        )
+        way_out = "repair these files and run the same command again, or add --skip-bad."
+        print(f"The store is unfinished: {way_out}", file=sys.stderr)
 
 
 def run_info(options: argparse.Namespace) -> int:
@@ -234,10 +232,8 @@ def run_verify(options: argparse.Namespace) -> int:
         print(f"{options.store}: {len(problems)} problems", file=sys.stderr)
         return EXIT_DAMAGED
     count = len(LMDBStore(options.store))
-    if options.quick and count > QUICK_RECORDS:
-        print(f"{options.store}: {QUICK_RECORDS} of {count} records checked, all intact")
-    else:
-        print(f"{options.store}: {count} records, all intact")
+    part = f"{QUICK_RECORDS} of " if options.quick and count > QUICK_RECORDS else ""
+    print(f"{options.store}: {part}{count} records{' checked' if part else ''}, all intact")
     return 0
 
 

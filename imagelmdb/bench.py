@@ -21,12 +21,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
+from imagelmdb.data import Batch
 from imagelmdb.data.augment import MEAN, STD
 from imagelmdb.data.datasets import ImageFolderLMDB
 from imagelmdb.data.loader import make_train_loader
 from imagelmdb.errors import UserError
-
-Batch = tuple[Tensor, Tensor]  # inputs, labels
 
 
 @dataclass
@@ -68,12 +67,10 @@ def compare(
     timings = _open_ways(folder, store, batch_size, size, workers)
     classes = len(ImageFolderLMDB(store).classes)
     steps = [_make_train_step(classes) if train else lambda inputs, labels: None for _ in timings]
-    for timing, step in zip(timings, steps, strict=True):
-        # The first epoch also starts the workers and fills the page cache, so it does not count.
-        replace(timing).time_epoch(step)
-    for _ in range(epochs):
+    for epoch in range(epochs + 1):
         for timing, step in zip(timings, steps, strict=True):
-            timing.time_epoch(step)
+            # The first epoch also starts the workers and fills the page cache, so it does not count.
+            (timing if epoch else replace(timing)).time_epoch(step)
     return timings
 
 

@@ -57,18 +57,12 @@ class Config:
         "reads the shards on its own disk. block and local suit stores larger than memory",
     )
     prefetch_pages: bool = option(False, "ask the disk early for images; for stores larger than memory")
-    dct_scale: bool = option(
-        False, "decode large crops at 1/2, 1/4 or 1/8 size: faster, but not the published recipes' pixels"
-    )
-    repeats: int = option(
-        1, "repeated augmentation: each image is in N batches in a row, with another crop in each", least=1
-    )
+    dct_scale: bool = option(False, "decode large crops at 1/2, 1/4 or 1/8 size: faster, but other pixels")
+    repeats: int = option(1, "repeated augmentation: N crops of each image in a row", least=1)
 
     train_size: int = option(224, "training crop, px", group="resolution", least=1)
     val_size: int = option(224, "validation crop, px", least=1)
-    val_resize: int = option(
-        0, "resize the shorter side to this before the validation crop, px; 0: --val-size / --crop-ratio"
-    )
+    val_resize: int = option(0, "shorter side before the validation crop, px; 0: --val-size / --crop-ratio")
     crop_ratio: float = option(0.875, "validation crop / resized shorter side", least=0.1, most=1)
     flip_tta: bool = option(False, "evaluate each image and its mirror image, and add the two outputs")
     start_size: int = option(0, "progressive resizing: training crop of the first epochs, px; 0: off")
@@ -99,9 +93,7 @@ class Config:
 
     epochs: int = option(90, "epochs of the whole run", group="optimisation", least=1)
     batch_size: int = option(256, "global batch: the images of one step over ALL ranks", "-b", least=1)
-    accumulate: int = option(
-        1, "split a rank's share of the batch into N parts, one after the other, to save memory", least=1
-    )
+    accumulate: int = option(1, "to save memory, do a rank's share of the batch in N parts", least=1)
     optimizer: Literal["sgd", "sgdw", "adamw", "lamb", "lars"] = option("sgd", "lamb, lars, sgdw are timm's")
     lr: float = option(0.1, "peak learning rate for the global batch; it is used as given, never scaled")
     momentum: float = option(0.9, "for sgd, sgdw and lars")
@@ -109,16 +101,12 @@ class Config:
     betas: tuple[float, float] = option((0.9, 0.999), "for adamw and lamb", most=1)
     eps: float = option(1e-8, "for adamw, lamb and lars")
     trust_coefficient: float = option(1e-3, "eta of lars")
-    weight_decay: float = option(
-        1e-4, "weight decay: decoupled in sgdw and adamw, added to the gradient otherwise", "--wd"
-    )
+    weight_decay: float = option(1e-4, "decoupled in sgdw and adamw, else added to the gradient", "--wd")
     wd_skip: Literal["none", "norm", "norm+bias"] = option("none", "parameters without weight decay")
     clip_grad: float = option(0.0, "clip the gradient to this norm; 0: off")
     loss: Literal["ce", "bce"] = option("ce", "ce: softmax cross entropy; bce: one sigmoid per class")
     label_smoothing: float = option(0.0, "share of the target that is spread over all classes", most=1)
-    bce_threshold: float = option(
-        0.0, "bce: targets above this become 1, the others 0; 0: leave the targets as they are", most=1
-    )
+    bce_threshold: float = option(0.0, "bce: targets above this become 1, others 0; 0: leave them", most=1)
     bce_sum: bool = option(False, "bce: sum over the classes instead of their mean")
 
     schedule: Literal["step", "cosine", "linear", "triangular", "poly"] = option(
@@ -142,9 +130,7 @@ class Config:
     dist_url: str = option("env://", "where the ranks meet; env:// under torchrun")
     multiprocessing_distributed: bool = option(False, "start a process for each GPU; not with torchrun")
     world_size: int = option(-1, "nodes with --multiprocessing-distributed, else processes", least=-1)
-    rank: int = option(
-        -1, "this node's number with --multiprocessing-distributed, else this process's", least=-1
-    )
+    rank: int = option(-1, "node's number with --multiprocessing-distributed, else process's", least=-1)
 
     def __post_init__(self) -> None:
         for problem in out_of_range(self):
@@ -172,11 +158,10 @@ class Config:
 
 def _impossible(c: Config) -> dict[str, bool]:
     """Combinations of options that make no sense: the message -> is it so here?"""
+    for_bce = bool(c.bce_threshold or c.bce_sum or c.prior_bias)
     return {
         f"--warmup-epochs {c.warmup_epochs:g} fills --epochs {c.epochs}": c.warmup_epochs >= c.epochs,
-        "--schedule triangular needs --warmup-epochs, its rising side": (
-            c.schedule == "triangular" and not c.warmup_epochs
-        ),
+        "--schedule triangular needs --warmup-epochs": c.schedule == "triangular" and not c.warmup_epochs,
         f"--val-resize {c.val_resize} is smaller than --val-size {c.val_size}": 0 < c.val_resize < c.val_size,
         f"--start-size {c.start_size} is above --train-size {c.train_size}": c.start_size > c.train_size,
         "--start-size needs --grow-until above --grow-from": c.start_size > 0 and c.grow_until <= c.grow_from,
@@ -184,9 +169,7 @@ def _impossible(c: Config) -> dict[str, bool]:
         f"--scale {c.scale}: the first number is above the second": c.scale[0] > c.scale[1],
         f"--ratio {c.ratio}: the first number is above the second": c.ratio[0] > c.ratio[1],
         "--nesterov needs --momentum above 0": c.nesterov and not c.momentum,
-        "--bce-threshold, --bce-sum and --prior-bias need --loss bce": (
-            c.loss != "bce" and bool(c.bce_threshold or c.bce_sum or c.prior_bias)
-        ),
+        "--bce-threshold, --bce-sum and --prior-bias need --loss bce": c.loss != "bce" and for_bce,
         "--blurpool-maxpool needs --blurpool": c.blurpool_maxpool and not c.blurpool,
         "--dummy has no images to --evaluate": c.dummy and c.evaluate,
         "--export with --evaluate needs the checkpoint: --resume PATH": (

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+Batch = tuple["Tensor", "Tensor"]  # images and labels
+
 
 class Loader(Protocol):
     """Epochs of batches, and all that training asks of them."""
@@ -24,10 +26,8 @@ class Loader(Protocol):
     steps_per_epoch: int
     images_per_epoch: int  # over all ranks
 
-    def epoch(
-        self, epoch: int, start_step: int = 0, size: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images, labels) of every step from start_step on.
+    def epoch(self, epoch: int, start_step: int = 0, size: int | None = None) -> Iterator[Batch]:
+        """The batches of every step from start_step on.
 
         Images are uint8 [n, 3, size, size] in channels_last memory, labels int64. `size` in px replaces the
         loader's own, for progressive resizing.

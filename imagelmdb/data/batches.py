@@ -8,8 +8,7 @@ A request says all that changes from batch to batch, so the same workers can ser
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imagelmdb.decode import Crop, Decoder, Prepared
+from imagelmdb.decode import Crop, Decoder, MakeBytes, Prepared
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.plan import plan_eval, plan_seeds, plan_train
 from imagelmdb.order.sampler import Sampler
@@ -25,6 +24,7 @@ from imagelmdb.store import Store
 from imagelmdb.store.images import read_record_size
 
 Transform = Callable[[Tensor], Tensor]
+Plan = tuple[np.ndarray, np.ndarray]  # boxes [n, 4] and flips [n], as of plan_train
 
 
 class Request(NamedTuple):
@@ -51,10 +51,7 @@ class TrainCrop(NamedTuple):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
 
-    def plan(
-        self, seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(boxes, flips), see plan_train."""
+    def plan(self, seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int) -> Plan:
         return plan_train(seed, epoch, positions, sizes, **self._asdict())
 
 
@@ -63,9 +60,7 @@ class EvalCrop(NamedTuple):
 
     resize: int  # px, the shorter side
 
-    def plan(
-        self, seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def plan(self, seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int) -> Plan:
         return plan_eval(sizes, size=size, resize=self.resize), np.zeros(len(sizes), bool)
 
 
@@ -110,9 +105,7 @@ class BatchDataset(Dataset):
             return Delivery(error=error)
         return Delivery(labels, len(data), layout, None if data.data_ptr() == slot.data_ptr() else data)
 
-    def make_batch(
-        self, request: Request, make_bytes: Callable[[int], Tensor]
-    ) -> tuple[np.ndarray, Prepared]:
+    def make_batch(self, request: Request, make_bytes: MakeBytes) -> tuple[np.ndarray, Prepared]:
         """(labels, what the decoder's `finish` takes)."""
         epoch, step, size, _ = request
         positions = np.asarray(self.sampler.positions(step), np.int64)
@@ -157,10 +150,12 @@ class BatchDataset(Dataset):
 
 
 def _transform_each(transform: Transform, images: Tensor, seeds: list[int]) -> None:
-    with _kept_random_states():
+    """In place. The global random generators are afterwards what they were."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
         for image, seed in zip(images, seeds, strict=True):
             torch.default_generator.manual_seed(seed)
-            np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - transforms use the global state
+            np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
             random.seed(seed)
             result = transform(image)
             if result.shape != image.shape or result.dtype != torch.uint8:
@@ -169,13 +164,6 @@ def _transform_each(transform: Transform, images: Tensor, seeds: list[int]) -> N
                     f"{tuple(image.shape)}; it has to keep uint8 and the shape"
                 )
             image.copy_(result)
-
-
-@contextmanager
-def _kept_random_states() -> Iterator[None]:
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        yield
     finally:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])  # noqa: NPY002

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from imagelmdb.config import Config
-from imagelmdb.data import Loader
+from imagelmdb.data import Batch, Loader
 from imagelmdb.data.augment import make_sample_transform
 from imagelmdb.data.batches import BatchDataset, EvalCrop, TrainCrop, Transform
 from imagelmdb.data.store_loader import BATCHES_PER_WORKER, StoreLoader
@@ -67,18 +66,9 @@ def make_train_loader(
     runs = None
     if shuffle == "local":
         runs = place_shards(node_shards or [find_local_shards(path)], store.parts[0].meta.shards)
-    rank, world_size = _find_rank(rank, world_size)
     workers = count_loader_workers(workers)
-    sampler = Sampler(
-        len(store),
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=seed,
-        shuffle=shuffle,
-        repeats=repeats,
-        node_runs=runs,
-    )
+    order = {"seed": seed, "shuffle": shuffle, "repeats": repeats, "node_runs": runs}
+    sampler = Sampler(len(store), batch_size=batch_size, **_find_rank(rank, world_size), **order)
     dataset = BatchDataset(
         store,
         sampler,
@@ -111,10 +101,8 @@ def make_eval_loader(
     if resize < size:
         raise UserError(f"resize {resize} is smaller than the crop of {size} px")
     store = _open_store(path, lmdb)
-    rank, world_size = _find_rank(rank, world_size)
-    sampler = Sampler(
-        len(store), batch_size=batch_size, rank=rank, world_size=world_size, shuffle="none", keep_last=True
-    )
+    order = {"shuffle": "none", "keep_last": True}
+    sampler = Sampler(len(store), batch_size=batch_size, **_find_rank(rank, world_size), **order)
     dataset = BatchDataset(store, sampler, crop_rule=EvalCrop(resize), decoder=_get_decoder(decode))
     return StoreLoader(dataset, size, workers=count_loader_workers(workers))
 
@@ -168,9 +156,7 @@ class DummyLoader:
         self.images_per_epoch = sampler.images_per_epoch
         self._share, self._size, self._device = batch_size // world_size, size, device
 
-    def epoch(
-        self, epoch: int, start_step: int = 0, size: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start_step: int = 0, size: int | None = None) -> Iterator[Batch]:
         side = size or self._size
         images = torch.randint(256, (self._share, 3, side, side), dtype=torch.uint8, device=self._device)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -182,11 +168,11 @@ class DummyLoader:
         pass
 
 
-def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+def _find_rank(rank: int | None, world_size: int | None) -> dict[str, int]:
     if dist.is_available() and dist.is_initialized():
         rank = dist.get_rank() if rank is None else rank
         world_size = dist.get_world_size() if world_size is None else world_size
-    return rank or 0, world_size or 1
+    return {"rank": rank or 0, "world_size": world_size or 1}
 
 
 def _get_decoder(decode: str | Decoder) -> Decoder:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from imagelmdb.data import Batch
 from imagelmdb.data.batches import BatchDataset, Request
 from imagelmdb.data.signals import heed_parent_alone, held_back
 from imagelmdb.decode import Prepared
@@ -68,9 +69,7 @@ class StoreLoader:
                 generator=torch.Generator(),  # or each epoch would draw from the global one
             )
 
-    def epoch(
-        self, epoch: int, start_step: int = 0, size: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start_step: int = 0, size: int | None = None) -> Iterator[Batch]:
         self._requests[:] = [
             Request(epoch, step, size or self.size, slot=step % self._slots)
             for step in range(start_step, self.steps_per_epoch)
@@ -145,10 +144,7 @@ class Pool:
 
     def make_bytes(self, count: int) -> torch.Tensor:
         """A flat uint8 tensor, not initialised."""
-        try:
-            buffer = self._free.pop()
-        except IndexError:
-            buffer = np.empty(count, np.uint8)
+        buffer = self._free.pop() if self._free else np.empty(count, np.uint8)
         if buffer.size < count:
             buffer = np.empty(count, np.uint8)
         # torch holds this array until the last tensor that shares the memory is gone.

@@ -39,6 +39,7 @@ DECODERS = {
 }
 
 Box = tuple[int, int, int, int]  # left, top, width, height; px of the stored image
+MakeBytes = Callable[[int], "Tensor"]  # gives a flat uint8 tensor of so many bytes, not initialised
 
 
 class Crop(NamedTuple):
@@ -67,11 +68,10 @@ class Decoder(Protocol):
     # refused, and the loader compares checksums first, since GPU decoders do not notice damage inside a JPEG.
     on_gpu: bool
 
-    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: Callable[[int], Tensor]) -> Prepared:
-        """In a worker, which must not use CUDA. An error belongs to a row of `crops`.
+    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: MakeBytes) -> Prepared:
+        """In a worker, which must not use CUDA. The result goes into memory from `make_bytes`.
 
-        `make_bytes(n)` gives a flat uint8 tensor of n bytes to put the result into. What `finish` needs of a
-        record must be copied: the main process does not have the record.
+        What `finish` needs of a record must be copied: the main process does not have the record.
         """
 
     def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[Tensor]:
@@ -99,7 +99,7 @@ class CPUDecoder:
         """Fill images, uint8 [n, size, size, 3]; a BadImageError says in `row` which crop failed."""
         raise NotImplementedError
 
-    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: Callable[[int], Tensor]) -> Prepared:
+    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: MakeBytes) -> Prepared:
         shape = (len(crops), size, size, 3)
         data = make_bytes(prod(shape))
         self.decode(crops, data.numpy().reshape(shape))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from imagelmdb.decode import Crop, Prepared
+from imagelmdb.decode import Crop, MakeBytes, Prepared
 from imagelmdb.decode.libjpeg import LibjpegDecoder, find_part
 from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.jpeg.crop import cut_out
@@ -69,7 +69,7 @@ class DaliDecoder:
         """Workers only call `prepare`."""
         return vars(self) | {"_pipeline": None, "_waiting": deque(), "_taken": None, "_sizes": None}
 
-    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: Callable[[int], Tensor]) -> Prepared:
+    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: MakeBytes) -> Prepared:
         jpegs, boxes, cpu_rows, row = [], [], [], 0
         try:
             for row, crop in enumerate(crops):
@@ -176,16 +176,11 @@ def make_gpu_decoder() -> DaliDecoder:
 class _Pipeline:
     """DALI's pipeline, with the memory it needs. Batches go in, and images come out in the same order.
 
-    batch_size: images of the largest batch. sizes: see Decoder.finish.
+    count: images of the largest batch. sizes: see Decoder.finish.
     """
 
     def __init__(
-        self,
-        batch_size: int,
-        size: int,
-        sizes: np.ndarray | None,
-        device_id: int | None,
-        options: DaliOptions,
+        self, count: int, size: int, sizes: np.ndarray | None, device_id: int | None, options: DaliOptions
     ):
         dali = _import_dali()
         fn, types = dali.fn, dali.types
@@ -193,10 +188,10 @@ class _Pipeline:
         if sizes is not None:
             usual = tuple(np.ceil(sizes.mean(axis=0)).astype(int).tolist())
             largest = tuple((sizes.max(axis=0) + _GLUE).tolist())
-        self.batch_size, self.device_id = batch_size, device_id
+        self.batch_size, self.device_id = count, device_id
         self._error: RuntimeError | None = None
         self.dali = dali.Pipeline(
-            batch_size=batch_size,
+            batch_size=count,
             num_threads=options.threads,
             device_id=device_id,
             prefetch_queue_depth=options.depth,
@@ -224,7 +219,7 @@ class _Pipeline:
         self.dali.build()
         # Take memory for whole images, one of them as large as there may be, so that none is missing later.
         # The first schedule_run starts `depth` batches, so that many are needed anyway.
-        blank = make_blank_batch(batch_size, size, usual, largest)
+        blank = make_blank_batch(count, size, usual, largest)
         for _ in range(options.depth):
             self._give(blank)
         self.dali.schedule_run()
@@ -272,7 +267,7 @@ def make_blank_jpeg(width: int, height: int) -> bytes:
     return simplejpeg.encode_jpeg(np.zeros((height, width, 3), np.uint8), colorsubsampling="444")
 
 
-def join_jpegs(jpegs: Sequence[bytes], make_bytes: Callable[[int], Tensor]) -> tuple[Tensor, np.ndarray]:
+def join_jpegs(jpegs: Sequence[bytes], make_bytes: MakeBytes) -> tuple[Tensor, np.ndarray]:
     """(their bytes one after the other, where each ends)."""
     ends = np.cumsum([len(jpeg) for jpeg in jpegs])
     data = make_bytes(int(ends[-1]))

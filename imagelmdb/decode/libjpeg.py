@@ -116,9 +116,9 @@ def _as_writable(pixels: np.ndarray) -> np.ndarray:
     """The same memory for torch, which has no read-only tensors and would warn. Nothing here writes to it."""
     if pixels.flags.writeable:
         return pixels
-    facts = pixels.__array_interface__
-    memory = facts | {"data": (facts["data"][0], False)}
-    return np.asarray(SimpleNamespace(__array_interface__=memory, owner=pixels))
+    address, _ = pixels.__array_interface__["data"]
+    memory = pixels.__array_interface__ | {"data": (address, False)}
+    return np.asarray(SimpleNamespace(__array_interface__=memory, owner=pixels))  # keeps the owner alive
 
 
 def _find_scale(box: Box, size: int) -> int:
