@@ -1,11 +1,12 @@
-"""PyTorch's side: datasets, loaders, augmentation. Read in this order:
+"""PyTorch's side: datasets, loaders, augmentation.
 
-loader.py          makes a run's loaders: the place to begin
-store_loader.py    StoreLoader: sends requests to worker processes and receives their batches
-batches.py         BatchDataset: what a worker does for a request
-signals.py         what a worker does when the whole job gets a signal
-augment.py         changes to single images in the workers, and to whole batches on the device
-datasets.py        for other people's loops: a dataset like ImageFolder, and an iterable one
+Read in this order:
+
+    loader.py          makes a run's loaders: the place to begin
+    store_loader.py    StoreLoader: sends requests to worker processes and receives their batches
+    batches.py         BatchDataset: what a worker does for a request
+    augment.py         changes to single images in the workers, and to whole batches on the device
+    datasets.py        for other people's loops: a dataset like ImageFolder, and an iterable one
 """
 
 from __future__ import annotations

@@ -12,9 +12,13 @@ knows the slot of each request.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,12 +27,15 @@ from torch.utils.data import DataLoader
 
 from imagelmdb.data import Batch
 from imagelmdb.data.batches import BatchDataset, Request
-from imagelmdb.data.signals import heed_parent_alone, held_back
 from imagelmdb.decode import Prepared
 from imagelmdb.errors import BadImageError, UserError
 
 BATCHES_PER_WORKER = 2  # that are ready or in the making
 _KEPT_BUFFERS = 4  # free ones that wait for their next use
+# Clusters send these to every process of a job, and a terminal sends Ctrl-C likewise. The main process then
+# finishes a step and writes a checkpoint, and it needs its workers until then. So a signal to the whole job
+# must not end them. Only Linux says who sent a signal; elsewhere it ends a worker.
+_SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} if hasattr(signal, "sigwaitinfo") else set()
 
 
 class LoaderError(RuntimeError):
@@ -65,7 +72,7 @@ class StoreLoader:
                 collate_fn=_keep,
                 persistent_workers=True,
                 prefetch_factor=BATCHES_PER_WORKER,
-                worker_init_fn=heed_parent_alone,
+                worker_init_fn=_heed_parent_alone,
                 generator=torch.Generator(),  # or each epoch would draw from the global one
             )
 
@@ -95,7 +102,7 @@ class StoreLoader:
                 waiting.append((request, labels))
                 yield prepared
             return
-        with held_back():
+        with _held_back():
             deliveries = iter(self._deliveries)
         for request in self._requests:
             try:
@@ -165,3 +172,27 @@ def _make_shared(slots: int, slot_bytes: int) -> Tensor:
 
 def _keep(delivery):
     return delivery
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Block the signals while workers start. They inherit this until they call _heed_parent_alone."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _SIGNALS else None
+    try:
+        yield
+    finally:
+        if _SIGNALS:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _heed_parent_alone(worker: int) -> None:
+    """DataLoader's worker_init_fn: from now on, these signals end a worker only if its parent sent them."""
+    if _SIGNALS:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        threading.Thread(target=_wait_for_parents_signal, name="signals", daemon=True).start()
+
+
+def _wait_for_parents_signal() -> None:
+    while signal.sigwaitinfo(_SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
