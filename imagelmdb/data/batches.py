@@ -86,8 +86,7 @@ class BatchDataset(Dataset):
         if decoder.on_gpu and transform:
             raise UserError("a transform of single images needs them on the CPU: use --decode cpu")
         self.store, self.sampler, self.crop_rule, self.decoder = store, sampler, crop_rule, decoder
-        self.transform = transform
-        self.prefetch_steps = prefetch_steps
+        self.transform, self.prefetch_steps = transform, prefetch_steps
         self.slots: Tensor | None = None  # uint8 [slots, bytes], shared with the workers
         # Shared by the workers, so that a record is checked once a run and not once in each of them.
         self._checked = torch.zeros(len(store), dtype=torch.bool).share_memory_() if decoder.on_gpu else None
