@@ -65,7 +65,7 @@ class Setup:
     def make_dataset(self, decoder: Decoder, *, lmdb: bool = True) -> BatchDataset:
         store = LMDBStore(self.store) if lmdb else FolderStore(self.tree / "train")
         sampler = LongSampler(len(store), batch_size=self.batch_size)
-        return BatchDataset(store, sampler, crop=TrainCrop(), decoder=decoder)
+        return BatchDataset(store, sampler, crop_rule=TrainCrop(), decoder=decoder)
 
 
 class LongSampler(Sampler):

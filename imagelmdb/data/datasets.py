@@ -32,10 +32,7 @@ class ImageFolderLMDB(VisionDataset):
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        transform: Callable | None = None,
-        target_transform: Callable | None = None,
+        self, path: str | Path, transform: Callable | None = None, target_transform: Callable | None = None
     ):
         super().__init__(str(path), transform=transform, target_transform=target_transform)
         self.store = LMDBStore(path)
@@ -90,8 +87,8 @@ class IterableLMDB(IterableDataset):
         if buffer < 1:
             raise UserError(f"a shuffle buffer of {buffer} records is too small: at least 1")
         self.transform, self.target_transform = transform, target_transform
-        self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
-        self.buffer = buffer
+        self.shuffle, self.seed, self.buffer = shuffle, seed, buffer
+        self.rank, self.world_size = rank, world_size
         self.store = LMDBStore(path)
         self.classes: list[str] = self.store.classes
         self.class_to_idx: dict[str, int] = self.store.class_to_idx

@@ -7,6 +7,7 @@ Any other image is decoded as a whole first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imagelmdb.decode import Box, CPUDecoder, Crop
+from imagelmdb.decode import Box, CPUDecoder, Crop, check_box
 from imagelmdb.errors import BadImageError
 from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError
@@ -46,24 +47,20 @@ class LibjpegDecoder(CPUDecoder):
         self.dct_scale = dct_scale
 
     def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
-        size = images.shape[1]
+        size, row = images.shape[1], 0
         outputs = torch.from_numpy(images).permute(0, 3, 1, 2).split(1)
-        for start in range(0, len(crops), _GROUP):
-            rows = range(start, min(start + _GROUP, len(crops)))
-            parts = []
-            for row in rows:
-                scale = _find_scale(crops[row].box, size) if self.dct_scale else 1
-                try:
+        try:
+            for start in range(0, len(crops), _GROUP):
+                rows, parts = range(start, min(start + _GROUP, len(crops))), []
+                for row in rows:
+                    scale = _find_scale(crops[row].box, size) if self.dct_scale else 1
                     parts.append(find_part(crops[row], scale))
-                except BadImageError as error:
-                    raise error.at(row) from None
-            sources = cut_out([part.source for part in parts])
-            for row, part, source in zip(rows, parts, sources, strict=True):
-                try:
+                sources = cut_out([part.source for part in parts])
+                for row, part, source in zip(rows, parts, sources, strict=True):
                     resized = resize(decode_part(part, source, crops[row].flip), size)
                     outputs[row].copy_(resized)  # 20 us; torch's resize has no public `out`
-                except BadImageError as error:
-                    raise error.at(row) from None
+        except BadImageError as error:
+            raise error.at(row) from None
 
 
 def find_part(crop: Crop, scale: int = 1) -> Part:
@@ -98,16 +95,12 @@ def decode_part(part: Part, source: bytes | memoryview | np.ndarray, flip: bool)
         left, top, right, bottom = ((edge + scale // 2) // scale for edge in edges)
         width, height = right - left, bottom - top
     full_height, full_width = pixels.shape[:2]
-    if not (0 <= left < left + width <= full_width and 0 <= top < top + height <= full_height):
-        raise BadImageError(
-            f"box {(left, top, width, height)} is not inside an image of {full_width} x {full_height} px"
-        )
+    check_box((left, top, width, height), full_width, full_height)
     # As few calls as possible: right after a decode, when the caches are cold, each costs 10 us.
     row = 3 * full_width
-    image, start = torch.from_numpy(_Readable.view(pixels)), top * row + 3 * left
+    image, start = torch.from_numpy(_as_writable(pixels)), top * row + 3 * left
     if flip and pixels is not source:
-        # BGR read backwards is RGB mirrored. To flip bytes takes a third of the time that flipping pixels
-        # takes.
+        # BGR read backwards is RGB mirrored. Flipping bytes takes a third of the time of flipping pixels.
         image, row, start = image.as_strided((height, 3 * width), (row, 1), start).flip(1), 3 * width, 0
         flip = False
     image = image.as_strided((1, 3, height, width), (height * row, 1, row, 3), start)
@@ -119,20 +112,13 @@ def resize(image: Tensor, size: int) -> Tensor:
     return F.interpolate(image, (size, size), mode="bilinear", antialias=True)
 
 
-class _Readable:
-    """Read-only pixels of a store's map, for torch.
-
-    torch has no read-only tensors and warns about such an array once a process. Nothing here writes to it.
-    """
-
-    def __init__(self, pixels: np.ndarray):
-        self.pixels = pixels  # keeps the memory alive
-        address, _ = pixels.__array_interface__["data"]
-        self.__array_interface__ = pixels.__array_interface__ | {"data": (address, False)}
-
-    @classmethod
-    def view(cls, pixels: np.ndarray) -> np.ndarray:
-        return pixels if pixels.flags.writeable else np.asarray(cls(pixels))
+def _as_writable(pixels: np.ndarray) -> np.ndarray:
+    """The same memory for torch, which has no read-only tensors and would warn. Nothing here writes to it."""
+    if pixels.flags.writeable:
+        return pixels
+    address, _ = pixels.__array_interface__["data"]
+    memory = pixels.__array_interface__ | {"data": (address, False)}
+    return np.asarray(SimpleNamespace(__array_interface__=memory, owner=pixels))  # keeps the owner alive
 
 
 def _find_scale(box: Box, size: int) -> int:
