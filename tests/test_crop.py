@@ -259,24 +259,24 @@ def test_an_index_of_another_version_is_refused_with_both_versions():
 
 def test_an_image_whose_items_would_be_too_long_is_not_cut():
     grid = parse_index(tile_jpeg(make_jpeg(4096, 8, subsampling=0), 64).index).grid
-    tiles = np.arange(grid.tiles + 1)
+    tiles = np.arange(grid.row_tiles + 1)
     dc, codes = (tiles[:-1, None] % 2 * 2047).repeat(3, 1), np.zeros((2, FILLER + 1), np.uint32)
     for bits, is_cut in ((1 << 24, True), (1 << 25, False)):  # only the first half of the image has any bits
         positions = np.minimum(tiles * bits, bits)
-        assert bool(parse_index(make_index(grid, codes, positions, dc)).grid.tiles) == is_cut
+        assert bool(parse_index(make_index(grid, codes, positions, dc)).grid.row_tiles) == is_cut
 
 
 def test_the_usual_index_takes_less_than_six_bytes_a_tile():
     index = tile_jpeg(make_jpeg(500, 375, subsampling=0, quality=96)).index
     grid = parse_index(index).grid
-    assert len(index) < 6 * grid.tiles * grid.rows + 400
+    assert len(index) < 6 * grid.row_tiles * grid.rows + 400
 
 
 def test_the_worked_example_of_the_tile_index_is_true():
     """The numbers in the docstring of index.py."""
     tiled = tile_jpeg(make_odd_jpeg(64, 16, [(1, 1)] * 3), 16)
     index = parse_index(tiled.index)
-    assert (index.grid.tiles, index.grid.rows) == (4, 2)
+    assert (index.grid.row_tiles, index.grid.rows) == (4, 2)
     assert (index.tile_bits, index.field_bits) == (275, (6, 7, 7, 7))
     assert index.smallest == (-18, -59, -9, -59)
     items = int.from_bytes(index.data[ITEMS_AT : index.codes_at], "little")

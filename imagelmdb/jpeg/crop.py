@@ -70,9 +70,9 @@ def find_window(
     head = bytearray(data[: grid.header_length])
     if len(data) != grid.length or crc32(head) != grid.header_crc:
         raise JPEGError("a damaged header, or the tile index of another image")
-    if not grid.tiles:
+    if not grid.row_tiles:
         return Window(data, None, left, top)
-    tile_width, tiles = grid.mcu_width * grid.tile_mcus, grid.tiles
+    tile_width, tiles = grid.mcu_width * grid.tile_mcus, grid.row_tiles
     x0, x1 = _widen(left, width, grid.width, grid.margin_x * scale)
     y0, y1 = _widen(top, height, grid.height, grid.margin_y * scale)
     first, last = min(x0 // tile_width, tiles - 1), min((x1 - 1) // tile_width, tiles - 1)

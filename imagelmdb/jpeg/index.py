@@ -70,13 +70,14 @@ class Grid(NamedTuple):
     margin_y: int
     blocks: tuple[int, int, int]  # of an MCU, for each component; a grey image has one component
     tile_mcus: int
-    tiles: int  # in a row; 0: the image is not cut
+    row_tiles: int  # tiles in a row; 0: the image is not cut
     width: int  # of the image, px
     height: int
-    size_at: int  # the byte of the frame header where the height and the width are
-    header_length: int  # bytes before the first entropy-coded byte
-    header_crc: int  # CRC-32 of them
-    length: int  # of the whole JPEG, bytes
+    # Of the tiled JPEG, known once it is written:
+    size_at: int = 0  # the byte of the frame header where the height and the width are
+    header_length: int = 0  # bytes before the first entropy-coded byte
+    header_crc: int = 0  # CRC-32 of them
+    length: int = 0  # of the whole JPEG, bytes
 
     @property
     def columns(self) -> int:
@@ -87,6 +88,11 @@ class Grid(NamedTuple):
     def rows(self) -> int:
         """Rows of MCUs."""
         return -(-self.height // self.mcu_height)
+
+    @property
+    def slots(self) -> list[int]:
+        """The component of each block of an MCU, in their order."""
+        return [component for component, count in enumerate(self.blocks) for _ in range(count)]
 
 
 class Index(NamedTuple):
@@ -112,7 +118,7 @@ def make_index(grid: Grid, codes: np.ndarray, positions: np.ndarray, dc: np.ndar
     smallest = fields.min(0)
     field_bits = [int(spread).bit_length() for spread in fields.max(0) - smallest]
     if sum(field_bits) > _MAX_ITEM_BITS:
-        grid = grid._replace(tiles=0)
+        grid = grid._replace(row_tiles=0)
     missing = (0,) * (4 - len(field_bits))
     numbers = (
         *grid[:4],
@@ -125,7 +131,7 @@ def make_index(grid: Grid, codes: np.ndarray, positions: np.ndarray, dc: np.ndar
         *missing,
     )
     body = _HEAD.pack(INDEX_VERSION, *numbers)
-    if grid.tiles:
+    if grid.row_tiles:
         words, shift = np.zeros(positions.size, "<u8"), 0
         for field, width in zip((fields - smallest).T.astype(np.uint64), field_bits, strict=True):
             words |= field << np.uint64(shift)
