@@ -199,7 +199,7 @@ def test_windows_cut_out_together_are_the_same_as_cut_out_alone():
         windows.append(find_window(tiled.data, tiled.index, (*box, width, height)))
         alone.append(crop_jpeg(tiled.data, tiled.index, (*box, width, height))[0])
     assert [bytes(jpeg) for jpeg in cut_out(windows)] == [bytes(jpeg) for jpeg in alone]
-    assert cut_out([]) == [] and cut_out([None, windows[0], 7]) == [None, alone[0], 7]
+    assert cut_out([]) == []
 
 
 def test_a_crop_is_smaller_and_keeps_only_its_tiles():
@@ -218,7 +218,7 @@ def test_a_crop_has_no_restart_markers():
 def test_a_box_outside_the_image_is_refused():
     tiled = tile_jpeg(make_jpeg(40, 30))
     for box in ((-1, 0, 5, 5), (0, 0, 41, 5), (0, 29, 1, 2), (0, 0, 0, 5), (39, 0, 2, 1)):
-        with pytest.raises(JPEGError, match="does not lie in an image of 40 x 30"):
+        with pytest.raises(JPEGError, match="is not inside an image of 40 x 30"):
             crop_jpeg(tiled.data, tiled.index, box)
 
 
@@ -279,6 +279,9 @@ def test_the_worked_example_of_the_tile_index_is_true():
     assert (index.grid.row_tiles, index.grid.rows) == (4, 2)
     assert (index.tile_bits, index.field_bits) == (275, (6, 7, 7, 7))
     assert index.smallest == (-18, -59, -9, -59)
+    assert (ITEMS_AT, index.codes_at - ITEMS_AT, len(tiled.index)) == (60, 31, 203)
+    assert tiled.index[76:84].hex(" ") == "82 40 00 00 e1 07 7c 81"
+    assert 0x817C07E100004082 >> 7 & (1 << 27) - 1 == 48 << 20 | 23 << 13 | 96 << 6 | 15
     items = int.from_bytes(index.data[ITEMS_AT : index.codes_at], "little")
     item = items >> 5 * 27
     assert [item & 63, *(item >> shift & 127 for shift in (6, 13, 20))] == [15, 96, 23, 48]

@@ -83,10 +83,10 @@ class DaliDecoder:
                 found.append(_find_jpeg(crop, boxes[row]))
             except (BadImageError, JPEGError) as error:
                 raise BadImageError(str(error)).at(row) from error
-        jpegs = cut_out(found)
-        rows = [row for row, jpeg in enumerate(jpegs) if jpeg is None]
+        rows = [row for row, window in enumerate(found) if window is None]
         for row in rows:
-            jpegs[row], boxes[row] = make_blank_jpeg(8, 8), (0, 0, 8, 8)
+            found[row], boxes[row] = Window(make_blank_jpeg(8, 8), None, 0, 0), (0, 0, 8, 8)
+        jpegs = cut_out(found)
         pixels = np.empty((len(rows), size, size, 3), np.uint8)
         try:
             self._cpu.decode([crops[row] for row in rows], pixels)
@@ -299,11 +299,11 @@ def split_jpegs(batch: Prepared) -> list[np.ndarray]:
     return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _find_jpeg(crop: Crop, box: np.ndarray) -> Window | memoryview | None:
-    """The JPEG that covers the crop; `box` becomes the box in it. None if the CPU has to decode."""
+def _find_jpeg(crop: Crop, box: np.ndarray) -> Window | None:
+    """What to cut out for the crop; `box` becomes the box in it. None if the CPU has to decode."""
     record = crop.record
     if not len(record.tiles):
-        return record.image if is_plain_jpeg(record.image) else None
+        return Window(record.image, None, 0, 0) if is_plain_jpeg(record.image) else None
     window = find_window(record.image, record.tiles, crop.box)
     box[:2] = window.left, window.top
     return window

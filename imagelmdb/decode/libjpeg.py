@@ -57,8 +57,9 @@ class LibjpegDecoder(CPUDecoder):
                     parts.append(find_part(crops[row], scale))
                 except BadImageError as error:
                     raise error.at(row) from None
-            sources = cut_out([part.source for part in parts])
-            for row, part, source in zip(rows, parts, sources, strict=True):
+            jpegs = iter(cut_out([part.source for part in parts if isinstance(part.source, Window)]))
+            for row, part in zip(rows, parts, strict=True):
+                source = next(jpegs) if isinstance(part.source, Window) else part.source
                 try:
                     resized = resize(decode_part(part, source, crops[row].flip), size)
                     outputs[row].copy_(resized)  # 20 us; torch's resize has no public `out`
