@@ -280,8 +280,8 @@ def test_the_worked_example_of_the_tile_index_is_true():
     assert (index.tile_bits, index.field_bits) == (275, (6, 7, 7, 7))
     assert index.smallest == (-18, -59, -9, -59)
     assert (ITEMS_AT, index.codes_at - ITEMS_AT, len(tiled.index)) == (60, 31, 203)
-    assert tiled.index[76:84].hex(" ") == "82 40 00 00 e1 07 7c 81"
-    assert 0x817C07E100004082 >> 7 & (1 << 27) - 1 == 48 << 20 | 23 << 13 | 96 << 6 | 15
+    assert tiled.index[76:84].hex(" ") == "e1 07 7c 81 85 6c a2 d8"
+    assert 0xD8A26C85817C07E1 >> 7 & (1 << 27) - 1 == 48 << 20 | 23 << 13 | 96 << 6 | 15
     items = int.from_bytes(index.data[ITEMS_AT : index.codes_at], "little")
     item = items >> 5 * 27
     assert [item & 63, *(item >> shift & 127 for shift in (6, 13, 20))] == [15, 96, 23, 48]

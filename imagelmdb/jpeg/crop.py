@@ -51,8 +51,8 @@ def crop_jpeg(
     Inside the box its pixels are bit-identical to those of the decoded original.
 
     scale: 2, 4 or 8 if the decoder shrinks the crop while it decodes. It then needs pixels further outside
-    the box. The offsets stay in px of the full size. Pixel x of the shrunk crop covers px [x * scale, x * scale
-    + scale) of the full-size crop, and is right if that range touches the box.
+    the box. The offsets stay in px of the full size. Pixel x of the shrunk crop covers px
+    [x * scale, x * scale + scale) of the full-size crop, and is right if that range touches the box.
     """
     window = find_window(data, index, box, scale=scale)
     return cut_out([window])[0], window.left, window.top

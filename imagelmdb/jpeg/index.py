@@ -1,8 +1,8 @@
 """The tile index of a JPEG: where each tile begins, and what a decoder must know to begin there.
 
 An MCU (minimum coded unit) is one or more blocks of each component, for the same px of the image: 8 x 8 px,
-or 16 x 16 px where chroma is subsampled by two. A tile is tile_mcus neighbouring MCUs of one row; the last tile
-of a row takes the rest. The tiles are numbered row by row.
+or 16 x 16 px where chroma is subsampled by two. A tile is tile_mcus neighbouring MCUs of one row; the last
+tile of a row takes the rest. The tiles are numbered row by row.
 
 All numbers are little-endian. The head has 60 bytes:
 
@@ -59,7 +59,7 @@ at byte 171, bit 4:
 
 An item therefore has 6 + 7 + 7 + 7 = 27 bits, and the 9 items have 243, which is 31 bytes. The index has 60 +
 31 + 112 = 203 bytes. Tile 5's item begins at bit 5 * 27 = 135: byte 60 + 16, bit 7. The 8 bytes from there
-are 82 40 00 00 e1 07 7c 81, as one number 0x817c07e100004082. Shifted right by 7, its low 27 bits are
+are e1 07 7c 81 85 6c a2 d8, as one number 0xd8a26c85817c07e1. Shifted right by 7, its low 27 bits are
 48 << 20 | 23 << 13 | 96 << 6 | 15.
 
 The codes are for glue.py: 14 for the first component, then 14 for the others. Each is code << 8 | its length
