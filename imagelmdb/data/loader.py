@@ -24,8 +24,7 @@ from imagelmdb.data.batches import BatchDataset, EvalCrop, TrainCrop, Transform
 from imagelmdb.data.store_loader import BATCHES_PER_WORKER, StoreLoader
 from imagelmdb.decode import Decoder, make_decoder
 from imagelmdb.errors import StoreError, UserError
-from imagelmdb.order.sampler import Sampler
-from imagelmdb.order.shards import place_shards
+from imagelmdb.order.sampler import Sampler, place_shards
 from imagelmdb.parallel import count_loader_workers
 from imagelmdb.store import Store
 from imagelmdb.store.image_files import FolderStore

@@ -23,7 +23,7 @@ from torch import Tensor
 from imagelmdb.decode import Crop, MakeBytes, Prepared
 from imagelmdb.decode.libjpeg import LibjpegDecoder, find_part
 from imagelmdb.errors import BadImageError, UserError
-from imagelmdb.jpeg.crop import cut_out
+from imagelmdb.jpeg.crop import Window, cut_out
 from imagelmdb.store.format import Record
 from imagelmdb.store.images import is_plain_jpeg
 
@@ -76,7 +76,7 @@ class DaliDecoder:
                 if len(crop.record.tiles) or is_plain_jpeg(crop.record.image):
                     jpeg, box, _ = find_part(crop)
                 else:
-                    jpeg, box = make_blank_jpeg(8, 8), (0, 0, 8, 8)
+                    jpeg, box = Window(make_blank_jpeg(8, 8)), (0, 0, 8, 8)
                     cpu_rows.append(row)
                 jpegs.append(jpeg)
                 boxes.append(box)

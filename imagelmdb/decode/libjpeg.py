@@ -30,7 +30,7 @@ _GROUP = 64
 class Part(NamedTuple):
     """Where a crop's pixels are. Nothing is cut out or decoded yet."""
 
-    source: Window | np.ndarray | memoryview  # part of a tiled JPEG, raw pixels, or a whole file
+    source: Window | np.ndarray  # a file or a part of it, or raw pixels
     box: Box  # in what the source decodes to
     scale: int  # the JPEG decoder shrinks by this
 
@@ -55,8 +55,9 @@ class LibjpegDecoder(CPUDecoder):
                 for row in rows:
                     scale = _find_scale(crops[row].box, size) if self.dct_scale else 1
                     parts.append(find_part(crops[row], scale))
-                sources = cut_out([part.source for part in parts])
-                for row, part, source in zip(rows, parts, sources, strict=True):
+                files = iter(cut_out([p.source for p in parts if not isinstance(p.source, np.ndarray)]))
+                for row, part in zip(rows, parts, strict=True):
+                    source = part.source if isinstance(part.source, np.ndarray) else next(files)
                     resized = resize(decode_part(part, source, crops[row].flip), size)
                     outputs[row].copy_(resized)  # 20 us; torch's resize has no public `out`
         except BadImageError as error:
@@ -69,7 +70,7 @@ def find_part(crop: Crop, scale: int = 1) -> Part:
     if isinstance(record.image, np.ndarray):
         return Part(np.ascontiguousarray(record.image), box, 1)  # an older tool's may be a view of planes
     if not len(record.tiles):
-        return Part(record.image, box, scale)
+        return Part(Window(record.image), box, scale)
     try:
         window = find_window(record.image, record.tiles, box, scale=scale)
     except JPEGError as error:
@@ -86,7 +87,7 @@ def decode_part(part: Part, source: bytes | memoryview | np.ndarray, flip: bool)
     colours = "BGR" if flip else "RGB"
     if isinstance(source, np.ndarray):
         pixels = source
-    elif isinstance(found, Window):
+    elif found.runs:
         pixels = stored_images.decode_jpeg(source, colours, scale)
     else:
         pixels = stored_images.decode_pixels(source, colours, scale)
