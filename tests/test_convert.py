@@ -495,7 +495,7 @@ def test_images_larger_than_libjpeg_takes_are_bad_and_those_just_below_are_store
 @pytest.mark.parametrize(("every_seconds", "lines"), [("0.05", range(2, 5)), ("30", range(1))])
 def test_progress_in_a_pipe_is_a_line_now_and_then(every_seconds, lines):
     code = (
-        "import sys, time, imagelmdb.store.progress as p\n"
+        "import sys, time, imagelmdb.parallel as p\n"
         "p._LINE_EVERY_SECONDS = float(sys.argv[1])\n"
         "with p.make_bar(30, show=True) as bar:\n"
         "    for _ in range(20): time.sleep(0.01), bar.update(), bar.set_postfix_str('7.5 MB/s', False)\n"

@@ -20,11 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from imagelmdb.errors import BadImageError, UserError
-from imagelmdb.parallel import count_cores, map_in_order
+from imagelmdb.parallel import count_cores, make_bar, map_in_order
 from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import FORMAT_VERSION, Meta
 from imagelmdb.store.output import Output
-from imagelmdb.store.progress import make_bar
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import Source, open_source
 from imagelmdb.store.writer import Row, ShardWriter

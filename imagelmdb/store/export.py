@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from imagelmdb.errors import UserError
-from imagelmdb.store.progress import make_bar
+from imagelmdb.parallel import make_bar
 from imagelmdb.store.reader import LMDBStore
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from imagelmdb.errors import BadImageError, StoreError, UserError
-from imagelmdb.parallel import count_cores, map_in_order
+from imagelmdb.parallel import count_cores, make_bar, map_in_order
 from imagelmdb.store.format import Record
 from imagelmdb.store.images import open_image
 from imagelmdb.store.lmdbfile import datafile
-from imagelmdb.store.progress import make_bar
 from imagelmdb.store.reader import LMDBStore, find_files
 
 QUICK_RECORDS = 1000
