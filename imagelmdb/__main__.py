@@ -279,8 +279,8 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_view(options: argparse.Namespace) -> int:
+    from imagelmdb.store.export import draw_sheet
     from imagelmdb.store.reader import LMDBStore
-    from imagelmdb.store.sheet import draw_sheet
 
     sheet = draw_sheet(LMDBStore(options.store), options.index)
     try:
