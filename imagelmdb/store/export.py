@@ -1,4 +1,4 @@
-"""What people look at: export writes the images of a store into class folders, draw_sheet draws some of them."""
+"""For people to look at: export writes a store's images into class folders, draw_sheet draws some of them."""
 
 from __future__ import annotations
 

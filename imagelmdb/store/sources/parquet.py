@@ -89,7 +89,7 @@ class ParquetSource(ListedSource):
             raise ValueError("the row has no image bytes")
         return image
 
-    def facts(self) -> tuple:
+    def fingerprint_extras(self) -> tuple:
         return (self.groups,)
 
 

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 from imagelmdb.errors import UserError
-from imagelmdb.store.sources.archive import scan_tar
-from imagelmdb.store.sources.devkit import VAL_NAME
 
 _COMPRESSIONS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7z": "unxz", b"(\xb5\x2f\xfd": "unzstd"}
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_SAMPLED_MEMBERS = 16  # of a tar, enough to see what it contains
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,6 @@ class Place:
 
     @property
     def is_tar(self) -> bool:
-        """A tar file."""
         return self.kind == "file" and (self.head[257:262] == b"ustar" or self.path.suffix == ".tar")
 
     @property
@@ -44,12 +38,6 @@ class Place:
         """The tars in a folder that has nothing but files in it."""
         only_files = self.kind == "folder" and not self.has_folders
         return [file for file in self.files if file.suffix == ".tar"] if only_files else []
-
-    @cached_property
-    def tar_kinds(self) -> set[str]:
-        """What the tars contain, from a look at the first and the last: see tell_tar."""
-        tars = self.tars or ([self.path] if self.is_tar else [])
-        return {tell_tar(tar) for tar in {*tars[:1], *tars[-1:]}}
 
 
 def look_at(path: str | Path, *, devkit: str | Path | None = None, root: str | Path | None = None) -> Place:
@@ -95,17 +83,6 @@ def expand_pattern(pattern: str) -> list[Path]:
     if not found:
         raise UserError(f"no file matches {pattern}")
     return found
-
-
-def tell_tar(file: Path) -> str:
-    """What a tar contains: "class tars", "webdataset" (x.jpg with x.cls), "val" (ImageNet's) or "tar"."""
-    members = [m for m in islice(scan_tar(file), _SAMPLED_MEMBERS) if not m.is_folder]
-    names = [member.name for member in members]
-    if any(name.lower().endswith(".tar") for name in names):
-        return "class tars"
-    if any(name.lower().endswith((".cls", ".json")) for name in names):
-        return "webdataset"
-    return "val" if any(VAL_NAME.search(name) and "/" not in name for name in names) else "tar"
 
 
 def check_one_set(place: Place, files: list[Path]) -> None:

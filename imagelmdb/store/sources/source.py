@@ -105,9 +105,12 @@ class ListedSource:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        return digest(self.kind, self.classes, self.labels, self.names.ends, self.names.buffer, *self.facts())
+        names = self.names
+        return digest(
+            self.kind, self.classes, self.labels, names.ends, names.buffer, *self.fingerprint_extras()
+        )
 
-    def facts(self) -> tuple:
+    def fingerprint_extras(self) -> tuple:
         """More buffers for the fingerprint, if two sources with the same names can still differ."""
         return ()
 
