@@ -22,7 +22,7 @@ from imagelmdb.store.format import META_KEY, UNFINISHED_KEY, Meta, Record, diges
 from imagelmdb.store.legacy.formats import open_legacy
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import open_environment
-from imagelmdb.store.shard import Part, Shard
+from imagelmdb.store.shard import Shard, StoreFile
 
 SHARD_PATTERN = "shard-*.lmdb"
 
@@ -53,7 +53,7 @@ class LMDBStore:
         return _reopen, (self.path, self.partial)
 
     @cached_property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[StoreFile]:
         """The LMDBs of this store, in order."""
         files = find_files(self.path)
         parts = [_open_part(file) for file in files]
@@ -139,7 +139,7 @@ class LMDBStore:
     def _ends(self) -> list[int]:
         return list(accumulate(len(part) for part in self.parts))
 
-    def _locate(self, index: int) -> tuple[Part, int]:
+    def _locate(self, index: int) -> tuple[StoreFile, int]:
         count = self._ends[-1]
         if not -count <= index < count:
             raise IndexError(f"record {index} of {count} in {self.path}")
@@ -194,10 +194,10 @@ def read_state(file: Path) -> State:
     if facts := environment.get(UNFINISHED_KEY):
         unfinished = msgpack.unpackb(facts)
         return State(False, unfinished["conversion"], unfinished["source"])
-    return State(environment.count() > 0, "", "")
+    return State(environment.facts.entries > 0, "", "")
 
 
-def _open_part(file: Path) -> Part:
+def _open_part(file: Path) -> StoreFile:
     if not any(datafile.has_key(file, key) for key in (META_KEY, UNFINISHED_KEY)):
         datafile.check_tree(file)  # not ours: check every page before liblmdb reads any
     environment = open_environment(file)
@@ -216,7 +216,7 @@ def _open_part(file: Path) -> Part:
     )
 
 
-def _check_shards(path: Path, parts: list[Part], partial: bool) -> None:
+def _check_shards(path: Path, parts: list[StoreFile], partial: bool) -> None:
     first = parts[0]
     for part in parts:
         if (part.conversion, part.shards) != (first.conversion, first.shards):

@@ -1,4 +1,4 @@
-"""Shard: one LMDB of our own format. And Part, what a store needs of each of its LMDBs."""
+"""Shard: one LMDB of our own format. And StoreFile, what a store needs of each of its LMDBs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagelmdb.store.lmdbfile.environment import Environment
 from imagelmdb.store.texts import Texts
 
 
-class Part(Protocol):
+class StoreFile(Protocol):
     """One LMDB file of a store: a shard of our own format, or another tool's database."""
 
     file: Path

@@ -42,6 +42,7 @@ from imagelmdb.store.format import (
     pack_record,
 )
 from imagelmdb.store.lmdbfile import datafile
+from imagelmdb.store.lmdbfile.pages import Values
 from imagelmdb.store.texts import Texts
 
 # On Windows the file is as large as the map. So the map grows in steps, and never far ahead of the data.
@@ -188,8 +189,7 @@ class ShardWriter:
         extents = np.zeros((count, 2), ARRAYS["extents"][1])
         done = 0
         for values in datafile.locate_all(self.file):
-            first_byte = values.keys.words[:, 0] >> np.uint64(56)
-            records = np.flatnonzero((first_byte >= ord("0")) & (first_byte <= ord("9")))
+            records = np.flatnonzero(_find_records(values))
             big = values.big[records]
             found = np.stack([values.offsets[records], values.sizes[records]], 1)
             extents[done : done + len(records)] = np.where(big[:, None], found, 0)
@@ -197,8 +197,13 @@ class ShardWriter:
         return extents
 
     def _locate_arrays(self) -> dict[str, tuple[int, int]]:
-        names = {key: name for name, (key, _, _) in ARRAYS.items()}
-        return {names[key]: extent for key, *extent in datafile.locate_values(self.file) if key in names}
+        """(offset, bytes) in the file of each array that has pages of its own."""
+        extents = {}
+        for values in datafile.locate_all(self.file):
+            rows = np.flatnonzero(values.big & ~_find_records(values))
+            places = zip(values.offsets[rows].tolist(), values.sizes[rows].tolist(), strict=True)
+            extents.update(zip(values.keys.take(rows).as_bytes(), places, strict=True))
+        return {name: extents[key] for name, (key, _, _) in ARRAYS.items() if key in extents}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         positions = self.done()
@@ -234,6 +239,12 @@ class ShardWriter:
             self._lmdb.set_mapsize(size + min(max(size // 4, _SMALLEST_GROWTH_BYTES), _LARGEST_GROWTH_BYTES))
         except lmdb.Error as error:
             raise _explain(error, self.file) from error
+
+
+def _find_records(values: Values) -> np.ndarray:
+    """Which of the values are records: their keys begin with a digit."""
+    first_byte = values.keys.words[:, 0] >> np.uint64(56)
+    return (first_byte >= ord("0")) & (first_byte <= ord("9"))
 
 
 def _explain(error: Exception, file: Path) -> Exception:
