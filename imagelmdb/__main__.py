@@ -182,7 +182,7 @@ def run_convert(options: argparse.Namespace) -> int:
     if sys.stderr and sys.stderr.isatty():  # it takes half a minute for ImageNet's tars
         print(f"listing {dataset} ...", file=sys.stderr)
     source = open_source(dataset, devkit=options.devkit)
-    encoding = options.encoding or getattr(source, "encoding", "jpeg")
+    encoding = options.encoding or source.encoding
     report = convert(
         source,
         output,

@@ -65,7 +65,7 @@ def make_train_loader(
     store = _open_store(path, lmdb, partial=shuffle == "local")
     runs = None
     if shuffle == "local":
-        runs = place_shards(node_shards or [find_local_shards(path)], store.parts[0].meta.shards)
+        runs = place_shards(node_shards or [find_local_shards(path)], store.files[0].shards)
     rank, world_size = _find_rank(rank, world_size)
     workers = count_loader_workers(workers)
     sampler = Sampler(

@@ -302,9 +302,9 @@ def split_jpegs(batch: Prepared) -> list[np.ndarray]:
 def _find_jpeg(crop: Crop, box: np.ndarray) -> Window | memoryview | None:
     """The JPEG that covers the crop; `box` becomes the box in it. None if the CPU has to decode."""
     record = crop.record
-    if not len(record.tiles):
+    if not len(record.tile_index):
         return record.image if is_plain_jpeg(record.image) else None
-    window = find_window(record.image, record.tiles, crop.box)
+    window = find_window(record.image, record.tile_index, crop.box)
     box[:2] = window.left, window.top
     return window
 

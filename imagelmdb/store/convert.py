@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import time
+from bisect import bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imagelmdb.errors import BadImageError, UserError
+from imagelmdb.jpeg.index import INDEX_VERSION
 from imagelmdb.parallel import count_cores, make_bar, map_in_order
 from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import FORMAT_VERSION, Meta
@@ -37,7 +39,7 @@ _NAMED_NOTES = 1000  # the summary in the store names so many re-encoded images 
 class Bad(NamedTuple):
     """An item of the source that is not an image, and why."""
 
-    position: int
+    position: int  # in the order of the conversion, over all shards
     name: str
     reason: str
 
@@ -147,34 +149,34 @@ class _Job:
         return np.flatnonzero(~done)
 
     def _write_all(self, todo: np.ndarray, workers: int, report: Report, bar: tqdm) -> None:
-        shard, started, written_bytes = 0, time.monotonic(), 0
+        started, written_bytes = time.monotonic(), 0
         with _Committer() as committer:
-            for row, bad in map_in_order(self._make_row, todo.tolist(), workers):
+            for shard, row, bad in map_in_order(self._make_row, todo.tolist(), workers):
                 bar.update()
                 if bad:
                     report.bad.append(bad)
                     continue
-                while row.position >= self.starts[shard + 1]:
-                    shard += 1
-                committer.add(self.writers[shard], row._replace(position=row.position - self.starts[shard]))
+                committer.add(self.writers[shard], row)
                 report.converted += 1
                 written_bytes += len(row.value)
                 mb_per_s = written_bytes / 1e6 / (time.monotonic() - started)
                 bar.set_postfix_str(f"{mb_per_s:.1f} MB/s", refresh=False)
 
-    def _make_row(self, position: int) -> tuple[Row | None, Bad | None]:
-        """Read and encode one item of the source: (row, None) or (None, bad). Runs in many threads."""
+    def _make_row(self, position: int) -> tuple[int, Row | None, Bad | None]:
+        """Read and encode one item of the source: (shard, row, None) or (shard, None, bad)."""
+        shard = bisect_right(self.starts, position) - 1
         item = int(self.order[position])
         name = self.source.name(item)
         try:
             image, label = self.source.read(item)
-            return Row.pack(position, encode_image(image, self.how), label=label, name=name), None
+            encoded = encode_image(image, self.how)
+            return shard, Row.pack(position - self.starts[shard], encoded, label=label, name=name), None
         except (OSError, ValueError, BadImageError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return None, Bad(position, name, " ".join(reason.split()))
+            return shard, None, Bad(position, name, " ".join(reason.split()))
 
     def _describe(self, report: Report) -> Meta:
-        """The facts about the store that all its shards share."""
+        """What all shards of the store share."""
         stored = sum(writer.count() for writer in self.writers)
         return Meta(
             encoding=self.how.encoding,
@@ -193,11 +195,11 @@ class _Job:
             },
         )
 
-    def _finish(self, report: Report, facts: Meta) -> None:
-        metas = [w.finish(dataclasses.replace(facts, shard=s)) for s, w in enumerate(self.writers)]
+    def _finish(self, report: Report, meta: Meta) -> None:
+        metas = [w.finish(dataclasses.replace(meta, shard=s)) for s, w in enumerate(self.writers)]
         self.close()
         report.complete = True
-        report.count = facts.total
+        report.count = meta.total
         report.image_bytes = sum(meta.image_bytes for meta in metas)
         report.store_bytes = sum(file.stat().st_size for file in self.output.files)
         report.digest = LMDBStore(self.output.path).digest
@@ -243,8 +245,8 @@ class _Committer:
 
 def _identify(source: Source, how: Encoding, shards: int, order: np.ndarray) -> str:
     """A digest of the source and all settings: a resume must have the same."""
-    facts = [FORMAT_VERSION, source.fingerprint(), dataclasses.asdict(how), shards]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    settings = [FORMAT_VERSION, INDEX_VERSION, source.fingerprint(), dataclasses.asdict(how), shards]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(order.astype("<i8"))  # and not the seed: numpy may change the order that a seed gives
     return digest.hexdigest()
 

@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
     """An image as a record stores it."""
 
     image: bytes
-    tiles: bytes
+    tile_index: bytes
     width: int
     height: int
     note: str  # why it had to be re-encoded although the settings do not ask for that; else ""

@@ -54,9 +54,9 @@ _COLUMNS = {"positions": "<i8", "labels": "<i4", "sizes": "<i4", "checksums": "<
 
 
 class Row(NamedTuple):
-    """One record, ready to be written, with the facts that go into the arrays of the store."""
+    """One record, ready to be written, with what goes into the arrays of the store."""
 
-    position: int  # its number in the shard, which gives its key
+    number: int  # in its key
     value: bytes
     label: int
     width: int
@@ -67,11 +67,11 @@ class Row(NamedTuple):
     note: str  # why the image had to be re-encoded; "" if it did not
 
     @classmethod
-    def pack(cls, position: int, encoded: Encoded, *, label: int, name: str) -> Row:
-        image, tiles, width, height, note = encoded
-        check = checksum(image, label, tiles)
-        value = pack_record(image, label, tiles=tiles, check=check)
-        return cls(position, value, label, width, height, check, len(image), name, note)
+    def pack(cls, number: int, encoded: Encoded, *, label: int, name: str) -> Row:
+        image, tile_index, width, height, note = encoded
+        check = checksum(image, label, tile_index)
+        value = pack_record(image, label, tile_index=tile_index, check=check)
+        return cls(number, value, label, width, height, check, len(image), name, note)
 
 
 class ShardWriter:
@@ -101,7 +101,7 @@ class ShardWriter:
     def write(self, rows: list[Row]) -> None:
         """Write these rows in one transaction: all of them or none."""
         columns = {
-            "positions": [row.position for row in rows],
+            "positions": [row.number for row in rows],
             "labels": [row.label for row in rows],
             "sizes": [(row.width, row.height) for row in rows],
             "checksums": [row.checksum for row in rows],
@@ -109,11 +109,11 @@ class ShardWriter:
         }
         entry = {name: np.array(values, _COLUMNS[name]).tobytes() for name, values in columns.items()}
         entry["names"] = "\0".join(row.name for row in rows)
-        entry["notes"] = [(row.position, row.name, row.note) for row in rows if row.note]
+        entry["notes"] = [(row.number, row.name, row.note) for row in rows if row.note]
 
         def put(transaction: lmdb.Transaction) -> None:
             for row in rows:
-                transaction.put(make_key(row.position), row.value)
+                transaction.put(make_key(row.number), row.value)
             transaction.put(JOURNAL_PREFIX + make_key(len(self._journal)), msgpack.packb(entry))
 
         self._transact(put)

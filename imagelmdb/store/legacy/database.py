@@ -96,7 +96,7 @@ class Extents:
         self._sizes = np.zeros(len(self), np.uint32)
         for (name, keys), end in zip(databases, self._ends, strict=True):
             find, start = keys.make_finder(), end - len(keys)
-            for values in datafile.locate_all(environment.file, name):
+            for values in datafile.locate_all(environment.path, name):
                 indices = np.array(list(map(find, values.keys.as_bytes())), np.int64)
                 ours = indices >= 0
                 self._offsets[start + indices[ours]] = values.offsets[ours]
@@ -137,7 +137,7 @@ class LegacyFile:
         pixels: tuple[int, int] | None = None,
     ):
         self.environment = environment
-        self.file = environment.file
+        self.path = environment.path
         self.format = format
         self.conversion, self.shard, self.shards = "", 0, 1
         self.digest, self.arrays = "", {}
@@ -185,7 +185,7 @@ class LegacyFile:
         return f"{label if label >= 0 else 'lost'}/{self._extents.key(index).replace('/', '_')}.{suffix}"
 
     def where(self, index: int) -> str:
-        return f"{self.file} key {self._extents.key(index)}"
+        return f"{self.path} key {self._extents.key(index)}"
 
     def check(self, index: int) -> None:
         """Does nothing: no tool kept checksums."""

@@ -43,7 +43,7 @@ def open_legacy(environment: Environment) -> LegacyFile:
     """The store in a database of an older tool. A StoreError says what was found if it is none of those."""
     first = next(environment.keys(), None)
     if first is None:
-        raise StoreError(f"{environment.file} is an empty LMDB")
+        raise StoreError(f"{environment.path} is an empty LMDB")
     if environment.get(SHAPE_KEY) is not None:
         return _open_torchlmdb(environment)
     if first == b"db0":
@@ -71,16 +71,16 @@ def _open_torchlmdb(environment: Environment) -> LegacyFile:
     sides = shape if type(shape) is tuple and all(type(side) is int for side in shape) else ()
     if listed is None or stored is None or len(sides) != 3 or min(sides) < 1:
         raise StoreError(
-            f"{environment.file} looks like torchlmdb's, but lacks keys, labels or a shape of 3 sides"
+            f"{environment.path} looks like torchlmdb's, but lacks keys, labels or a shape of 3 sides"
         )
     keys = _load_keys(environment, listed)
     _check_length(environment, keys, pickled.load)
     labels = _load_meta(environment, LABELS_KEY, pickled.load)
     if not isinstance(labels, list) or not all(type(n) is int and 0 <= n < MAX_CLASSES for n in labels):
-        raise StoreError(f"{environment.file}: __labels__ are not class numbers")
+        raise StoreError(f"{environment.path}: __labels__ are not class numbers")
     if len(labels) != len(keys):
-        raise StoreError(f"{environment.file}: {len(labels)} labels for {len(keys)} records")
-    channels_first = shape[0] in (1, 3) and not environment.file.stem.endswith("_HWC")
+        raise StoreError(f"{environment.path}: {len(labels)} labels for {len(keys)} records")
+    channels_first = shape[0] in (1, 3) and not environment.path.stem.endswith("_HWC")
     height, width = shape[1:] if channels_first else shape[:2]
     return LegacyFile(
         environment,
@@ -95,10 +95,10 @@ def _open_torchlmdb(environment: Environment) -> LegacyFile:
 def _open_torchrecord(environment: Environment) -> LegacyFile:
     names = list(map(_decode, environment.keys()))
     if any(not re.fullmatch(r"db\d+", name) for name in names):
-        raise StoreError(f"{environment.file} looks like torchrecord's, but has {names[:3]}")
+        raise StoreError(f"{environment.path} looks like torchrecord's, but has {names[:3]}")
     names.sort(key=lambda name: int(name[2:]))
     if names[-1] != f"db{len(names) - 1}":
-        raise StoreError(f"{environment.file} lacks some of the databases up to {names[-1]}")
+        raise StoreError(f"{environment.path} lacks some of the databases up to {names[-1]}")
     databases = [(name, _number_keys(environment, name)) for name in names]
     return LegacyFile(
         environment, format="torchrecord", extents=Extents(environment, databases), load=protobuf.load
@@ -108,10 +108,10 @@ def _open_torchrecord(environment: Environment) -> LegacyFile:
 def _number_keys(environment: Environment, database: str) -> KeyList:
     """The keys from 0 to the last one. If a record between them is lost, reading it is an error."""
     last = b""
-    for values in datafile.locate_all(environment.file, database):
+    for values in datafile.locate_all(environment.path, database):
         last = values.keys.take(slice(-1, None)).as_bytes()[0]
     if not last.isdigit() or int(last) * _LEAST_RECORD_BYTES > environment.facts.file_size:
-        raise StoreError(f"{environment.file}: {database} is empty or has keys like {last!r}")
+        raise StoreError(f"{environment.path}: {database} is empty or has keys like {last!r}")
     return KeyList.numbers(int(last) + 1, len(last))
 
 
@@ -121,7 +121,7 @@ def _scan_keys(environment: Environment) -> KeyList:
     keys = [key for key in keys if not key.startswith(b"__")]
     if not keys or not all(map(bytes.isdigit, keys)):
         raise StoreError(
-            f"{environment.file} is not a known kind of image store: its keys are like {keys[:3]}"
+            f"{environment.path} is not a known kind of image store: its keys are like {keys[:3]}"
         )
     return KeyList.from_list(sorted(keys, key=int))
 
@@ -139,7 +139,7 @@ def _recognise(environment: Environment, value: memoryview) -> str:
         return "pickle"
     if re.match(rb"[\x90-\x9f\xdc\xdd]", start):
         return "msgpack"
-    raise StoreError(f"{environment.file} is not a known kind of image store: a value begins with {start!r}")
+    raise StoreError(f"{environment.path} is not a known kind of image store: a value begins with {start!r}")
 
 
 def _load_keys(environment: Environment, listed: memoryview) -> KeyList:
@@ -151,14 +151,14 @@ def _load_keys(environment: Environment, listed: memoryview) -> KeyList:
             load_msgpack_keys(listed) if name == "msgpack" else pickled.load(bytes(listed))
         )
     except DAMAGE as error:
-        raise StoreError(f"{environment.file}: {KEYS_KEY.decode()}: {error}") from error
+        raise StoreError(f"{environment.path}: {KEYS_KEY.decode()}: {error}") from error
 
 
 def _load_meta(environment: Environment, key: bytes, load):
     try:
         return load(environment.get(key))
     except DAMAGE as error:
-        raise StoreError(f"{environment.file}: {key.decode()}: {error}") from error
+        raise StoreError(f"{environment.path}: {key.decode()}: {error}") from error
 
 
 def _check_length(environment: Environment, keys: KeyList, load) -> None:
@@ -166,7 +166,7 @@ def _check_length(environment: Environment, keys: KeyList, load) -> None:
         return
     length = _load_meta(environment, LEN_KEY, load)
     if length != len(keys):
-        raise StoreError(f"{environment.file}: __len__ says {length!r}, but there are {len(keys)} keys")
+        raise StoreError(f"{environment.path}: __len__ says {length!r}, but there are {len(keys)} keys")
 
 
 def load_msgpack(value: memoryview):

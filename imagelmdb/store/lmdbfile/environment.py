@@ -24,31 +24,31 @@ _open_environments: weakref.WeakValueDictionary[tuple, Environment] = weakref.We
 _locks: dict[int, threading.Lock] = {}  # by process: another thread may have the parent's at a fork
 
 
-def open_environment(file: Path) -> Environment:
+def open_environment(path: Path) -> Environment:
     """The environment of an LMDB file: a new one, or the one that somebody else in this process uses."""
     try:
-        stat = file.stat()
+        stat = path.stat()
     except OSError as error:
-        raise StoreError(f"cannot read {file}: {error.strerror}") from error
-    identity = (stat.st_dev, stat.st_ino) if stat.st_ino else (str(file.resolve()),)
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    identity = (stat.st_dev, stat.st_ino) if stat.st_ino else (str(path.resolve()),)
     with _locks.setdefault(os.getpid(), threading.Lock()):
         environment = _open_environments.get(identity)
         if environment is None:
-            environment = _open_environments[identity] = Environment(file)
+            environment = _open_environments[identity] = Environment(path)
         return environment
 
 
 class Environment:
     """Reads values by key, or by where they are. A value stays valid as long as somebody refers to it."""
 
-    def __init__(self, file: Path):
-        self.facts = datafile.check_file(file)  # to read beyond the end of a file is a bus error
-        self.file = file
+    def __init__(self, path: Path):
+        self.facts = datafile.check_file(path)  # to read beyond the end of a file is a bus error
+        self.path = path
         try:
-            self._lmdb = lmdb.open(str(file), subdir=False, readonly=True, lock=False, create=False)
+            self._lmdb = lmdb.open(str(path), subdir=False, readonly=True, lock=False, create=False)
         except lmdb.Error as error:
-            raise StoreError(f"{file} cannot be opened: {error}") from error
-        with file.open("rb") as opened:
+            raise StoreError(f"{path} cannot be opened: {error}") from error
+        with path.open("rb") as opened:
             self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
     def get(self, key: bytes) -> memoryview | None:
@@ -57,7 +57,7 @@ class Environment:
             with self._lmdb.begin() as transaction:
                 value = transaction.get(key)
         except lmdb.Error as error:
-            raise StoreError(f"{self.file} key {key!r}: {error}") from error
+            raise StoreError(f"{self.path} key {key!r}: {error}") from error
         return None if value is None else memoryview(value)
 
     def keys(self) -> Iterator[bytes]:
@@ -66,12 +66,12 @@ class Environment:
             with self._lmdb.begin() as transaction:
                 yield from transaction.cursor().iternext(keys=True, values=False)
         except lmdb.Error as error:
-            raise StoreError(f"{self.file}: {error}") from error
+            raise StoreError(f"{self.path}: {error}") from error
 
     def view(self, offset: int, size: int) -> memoryview:
         """A range of the file, as a read-only view. A page of it is read when somebody looks at it."""
         if not 0 <= offset <= offset + size <= len(self._map):
-            raise StoreError(f"{self.file} has no {size} bytes at {offset}")
+            raise StoreError(f"{self.path} has no {size} bytes at {offset}")
         return memoryview(self._map)[offset : offset + size]
 
     def prefetch(self, offset: int, size: int) -> None:

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from imagelmdb.errors import UserError
-from imagelmdb.store.sources.source import Sample, digest
+from imagelmdb.store.sources.source import Sample, Source, digest
 
 _one_at_a_time = threading.Lock()
 
 
-class DatasetSource:
+class DatasetSource(Source):
     """The items of a dataset. One thread at a time asks it, since it may not be safe to use from several."""
-
-    encoding = "jpeg"
-    reads: Sequence[Path] = ()  # unknown
 
     def __init__(self, dataset: Any, *, classes: Sequence[str] | None = None):
         self.dataset = dataset
