@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from bisect import bisect_right
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +42,9 @@ class Bad(NamedTuple):
     position: int  # in the order of the conversion, over all shards
     name: str
     reason: str
+
+
+Made = tuple[int, Row | None, Bad | None]  # (shard, row, None) or (shard, None, bad)
 
 
 @dataclass
@@ -149,21 +152,40 @@ class _Job:
         return np.flatnonzero(~done)
 
     def _write_all(self, todo: np.ndarray, workers: int, report: Report, bar: tqdm) -> None:
-        started, written_bytes = time.monotonic(), 0
-        with _Committer() as committer:
-            for shard, row, bad in map_in_order(self._make_row, todo.tolist(), workers):
-                bar.update()
-                if bad:
-                    report.bad.append(bad)
-                    continue
-                committer.add(self.writers[shard], row)
-                report.converted += 1
-                written_bytes += len(row.value)
-                mb_per_s = written_bytes / 1e6 / (time.monotonic() - started)
-                bar.set_postfix_str(f"{mb_per_s:.1f} MB/s", refresh=False)
+        made = map_in_order(self._make_row, todo.tolist(), workers)
+        # The commits have a thread of their own, so encoding goes on while the disk is busy.
+        for _ in map_in_order(self._commit, self._collect(made, report, bar), 1):
+            pass
 
-    def _make_row(self, position: int) -> tuple[int, Row | None, Bad | None]:
-        """Read and encode one item of the source: (shard, row, None) or (shard, None, bad)."""
+    def _collect(self, made: Iterable[Made], report: Report, bar: tqdm) -> Iterator[tuple[int, list[Row]]]:
+        """(shard, rows) of each transaction."""
+        started = since = time.monotonic()
+        rows, row_bytes, rows_shard, total_bytes = [], 0, 0, 0
+        for shard, row, bad in made:
+            bar.update()
+            if bad:
+                report.bad.append(bad)
+                continue
+            late = time.monotonic() - since > _COMMIT_SECONDS
+            if rows and (late or row_bytes >= _COMMIT_BYTES or shard != rows_shard):
+                yield rows_shard, rows
+                rows, row_bytes, since = [], 0, time.monotonic()
+            rows_shard = shard
+            rows.append(row)
+            row_bytes += len(row.value)
+            total_bytes += len(row.value)
+            report.converted += 1
+            mb_per_s = total_bytes / 1e6 / (time.monotonic() - started)
+            bar.set_postfix_str(f"{mb_per_s:.1f} MB/s", refresh=False)
+        if rows:
+            yield rows_shard, rows
+
+    def _commit(self, batch: tuple[int, list[Row]]) -> None:
+        shard, rows = batch
+        self.writers[shard].write(rows)
+
+    def _make_row(self, position: int) -> Made:
+        """Read and encode one item of the source. Runs in many threads."""
         shard = bisect_right(self.starts, position) - 1
         item = int(self.order[position])
         name = self.source.name(item)
@@ -203,44 +225,6 @@ class _Job:
         report.image_bytes = sum(meta.image_bytes for meta in metas)
         report.store_bytes = sum(file.stat().st_size for file in self.output.files)
         report.digest = LMDBStore(self.output.path).digest
-
-
-class _Committer:
-    """Collects rows and writes them in a thread of its own, so encoding goes on while the disk is busy."""
-
-    def __init__(self):
-        self._executor = ThreadPoolExecutor(1)
-        self._under_way: Future | None = None
-        self._start_batch(None)
-
-    def __enter__(self) -> _Committer:
-        return self
-
-    def __exit__(self, error_type, *_) -> None:
-        try:
-            if error_type is None:
-                self._commit()
-                if self._under_way:
-                    self._under_way.result()
-        finally:
-            self._executor.shutdown()
-
-    def add(self, writer: ShardWriter, row: Row) -> None:
-        late = time.monotonic() - self._since > _COMMIT_SECONDS
-        if late or self._bytes >= _COMMIT_BYTES or writer is not self._writer:
-            self._commit()
-            self._start_batch(writer)
-        self._rows.append(row)
-        self._bytes += len(row.value)
-
-    def _start_batch(self, writer: ShardWriter | None) -> None:
-        self._writer, self._rows, self._bytes, self._since = writer, [], 0, time.monotonic()
-
-    def _commit(self) -> None:
-        if self._under_way:
-            self._under_way.result()
-        if self._rows:
-            self._under_way = self._executor.submit(self._writer.write, self._rows)
 
 
 def _identify(source: Source, how: Encoding, shards: int, order: np.ndarray) -> str:

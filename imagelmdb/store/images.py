@@ -32,15 +32,8 @@ _FOUR_INKS = ("CMYK", "YCCK")  # libjpeg-turbo cannot convert these to RGB; Pill
 # Damaged data leaves more junk: in 91 trials, 29 bytes or more.
 _HARMLESS_JUNK_BYTES = 8
 _JUNK = re.compile(r"(\d+) extraneous bytes before marker")
-_PILLOW_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_DAMAGE = (ValueError, SyntaxError, EOFError, struct.error, zlib.error)
+_PILLOW_ERRORS = (OSError, Image.DecompressionBombError, *_DAMAGE)
 
 
 def read_image_file(path: Path) -> bytes:

@@ -49,8 +49,8 @@ class LMDBStore:
     def __repr__(self) -> str:
         return f"LMDBStore({str(self.path)!r})"
 
-    def __reduce__(self):
-        return _reopen, (self.path, self.partial)
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "partial": self.partial}
 
     @cached_property
     def files(self) -> list[StoreFile]:
@@ -229,7 +229,3 @@ def _check_shards(path: Path, files: list[StoreFile], partial: bool) -> None:
             f"{path} lacks {len(missing)} of {first.shards} shards, the first of them is {missing[0]}: "
             "pass the folder that has all of them"
         )
-
-
-def _reopen(path: Path, partial: bool) -> LMDBStore:
-    return LMDBStore(path, partial=partial)

@@ -13,6 +13,8 @@ from imagelmdb.store.format import ARRAYS, Meta, Record, checksum, digest_arrays
 from imagelmdb.store.lmdbfile.environment import Environment
 from imagelmdb.store.texts import Texts
 
+_SHOWN = ("image_bytes", "tiled", "max_size", "quality", "shards", "skipped")  # by `imagelmdb info`
+
 
 class StoreFile(Protocol):
     """One LMDB file of a store: a shard of our own format, or another tool's database."""
@@ -106,12 +108,7 @@ class Shard:
         """What `imagelmdb info` shows of it."""
         return {
             "format": f"imagelmdb {self.meta.version}",
-            "image_bytes": self.meta.image_bytes,
-            "tiled": self.meta.tiled,
-            "max_size": self.meta.max_size,
-            "quality": self.meta.quality,
-            "shards": self.meta.shards,
-            "skipped": self.meta.skipped,
+            **{name: getattr(self.meta, name) for name in _SHOWN},
             "reencoded": self.meta.summary.get("reencoded", 0),
             "source": self.meta.source,
         }

@@ -18,6 +18,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +51,13 @@ _SMALLEST_GROWTH_BYTES = 64 << 20
 _LARGEST_GROWTH_BYTES = 1 << 30
 
 _LITTLE_ROOM_BYTES = 64 << 20
-_COLUMNS = {"positions": "<i8", "labels": "<i4", "sizes": "<i4", "checksums": "<u8", "image_bytes": "<i8"}
+_COLUMNS = {  # of a journal entry: dtype, and what of each row
+    "positions": ("<i8", attrgetter("number")),
+    "labels": ("<i4", attrgetter("label")),
+    "sizes": ("<i4", attrgetter("width", "height")),
+    "checksums": ("<u8", attrgetter("checksum")),
+    "image_bytes": ("<i8", attrgetter("image_bytes")),
+}
 
 
 class Row(NamedTuple):
@@ -100,14 +107,10 @@ class ShardWriter:
 
     def write(self, rows: list[Row]) -> None:
         """Write these rows in one transaction: all of them or none."""
-        columns = {
-            "positions": [row.number for row in rows],
-            "labels": [row.label for row in rows],
-            "sizes": [(row.width, row.height) for row in rows],
-            "checksums": [row.checksum for row in rows],
-            "image_bytes": [row.image_bytes for row in rows],
+        entry = {
+            name: np.array([get(row) for row in rows], dtype).tobytes()
+            for name, (dtype, get) in _COLUMNS.items()
         }
-        entry = {name: np.array(values, _COLUMNS[name]).tobytes() for name, values in columns.items()}
         entry["names"] = "\0".join(row.name for row in rows)
         entry["notes"] = [(row.number, row.name, row.note) for row in rows if row.note]
 
@@ -220,25 +223,22 @@ class ShardWriter:
         }
 
     def _column(self, name: str) -> np.ndarray:
-        return np.frombuffer(b"".join(entry[name] for entry in self._journal), _COLUMNS[name])
+        return np.frombuffer(b"".join(entry[name] for entry in self._journal), _COLUMNS[name][0])
 
     def _transact(self, work: Callable[[lmdb.Transaction], None]) -> None:
-        while True:
-            try:
-                with self._lmdb.begin(write=True) as transaction:
-                    work(transaction)
-                return
-            except lmdb.MapFullError:
-                self._grow()
-            except lmdb.Error as error:
-                raise _explain(error, self.file) from error
+        try:
+            while True:
+                try:
+                    with self._lmdb.begin(write=True) as transaction:
+                        return work(transaction)
+                except lmdb.MapFullError:
+                    self._grow()
+        except lmdb.Error as error:
+            raise _explain(error, self.file) from error
 
     def _grow(self) -> None:
         size = self._lmdb.info()["map_size"]
-        try:
-            self._lmdb.set_mapsize(size + min(max(size // 4, _SMALLEST_GROWTH_BYTES), _LARGEST_GROWTH_BYTES))
-        except lmdb.Error as error:
-            raise _explain(error, self.file) from error
+        self._lmdb.set_mapsize(size + min(max(size // 4, _SMALLEST_GROWTH_BYTES), _LARGEST_GROWTH_BYTES))
 
 
 def _find_records(values: Values) -> np.ndarray:

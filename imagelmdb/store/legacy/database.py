@@ -229,14 +229,11 @@ class LegacyFile:
                 sizes[index] = image.shape[1::-1]
         return _Listing(labels, sizes, lost, first_error)
 
-    def _value(self, index: int) -> memoryview:
+    def _read(self, index: int) -> tuple[memoryview | np.ndarray, int]:
         offset, size = self._extents[index]
         if not offset:
             raise StoreError(f"{self.where(index)} is missing")
-        return self.environment.view(offset, size)
-
-    def _read(self, index: int) -> tuple[memoryview | np.ndarray, int]:
-        value = self._value(index)
+        value = self.environment.view(offset, size)
         try:
             image, label = self._load(value)
             if label is None:

@@ -93,7 +93,7 @@ def _open_torchlmdb(environment: Environment) -> LegacyFile:
 
 
 def _open_torchrecord(environment: Environment) -> LegacyFile:
-    names = list(map(_decode, environment.keys()))
+    names = [key.decode("ascii", "replace") for key in environment.keys()]  # noqa: SIM118
     if any(not re.fullmatch(r"db\d+", name) for name in names):
         raise StoreError(f"{environment.path} looks like torchrecord's, but has {names[:3]}")
     names.sort(key=lambda name: int(name[2:]))
@@ -124,10 +124,6 @@ def _scan_keys(environment: Environment) -> KeyList:
             f"{environment.path} is not a known kind of image store: its keys are like {keys[:3]}"
         )
     return KeyList.from_list(sorted(keys, key=int))
-
-
-def _decode(key: bytes) -> str:
-    return key.decode("ascii", "replace")
 
 
 def _recognise(environment: Environment, value: memoryview) -> str:

@@ -27,9 +27,7 @@ class DatasetSource(Source):
         self.description = f"dataset {type(dataset).__name__}"
         if not len(dataset):
             raise UserError(f"{self.description} is empty")
-        holder = dataset
-        while classes is None and holder is not None:  # a Subset wraps the dataset that knows the classes
-            classes, holder = getattr(holder, "classes", None), getattr(holder, "dataset", None)
+        classes = find_classes(dataset) if classes is None else classes
         if classes is None:
             raise UserError(f"{self.description} has no .classes: pass classes=[...], a name for each label")
         self.classes = [str(name) for name in classes]
@@ -68,3 +66,10 @@ class DatasetSource(Source):
         except ValueError as error:
             return str(error).encode()
         return b"%d " % label + (image if isinstance(image, bytes) else image.tobytes())
+
+
+def find_classes(dataset: Any) -> Sequence[str] | None:
+    """The names of a dataset's classes. A Subset wraps the dataset that knows them."""
+    while (classes := getattr(dataset, "classes", None)) is None and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    return classes

@@ -33,7 +33,7 @@ class FolderSource(ListedSource):
             if folders:
                 raise UserError(f"--devkit is for a flat folder, and {root} has class folders: leave it out")
             classes, labels, paths = label_by_devkit(files, devkit)
-            names = Texts(f"{classes[labels[i]]}/{paths[i]}" for i in range(len(paths)))
+            names = Texts(f"{classes[label]}/{path}" for label, path in zip(labels, paths, strict=True))
         self.paths = paths  # below root
         super().__init__(f"folder {root}", classes=classes, labels=labels, names=names, reads=[self.root])
 

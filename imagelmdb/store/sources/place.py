@@ -70,8 +70,12 @@ def look_at(path: str | Path, *, devkit: str | Path | None = None, root: str | P
 def expand_pattern(pattern: str) -> list[Path]:
     """The files that "train-{000..146}.tar" or "train-*.tar" names, in order. Each must exist."""
     names = [pattern]
-    while any(_BRACES.search(name) for name in names):
-        names = [one for name in names for one in _expand_braces(name)]
+    while found := _BRACES.search(names[0]):  # the first braces are the same in all names
+        first, last = found.groups()
+        numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        if not numbers:
+            raise UserError(f"{pattern}: {found[0]} is an empty range, write the smaller number first")
+        names = [name.replace(found[0], number, 1) for name in names for number in numbers]
     if len(names) > 1:
         missing = [name for name in names if not Path(name).is_file()]
         if missing:
@@ -93,12 +97,3 @@ def check_one_set(place: Place, files: list[Path]) -> None:
         raise UserError(
             f"{place.text} has shards of {', '.join(sets)}: pass one set, for example '{example}'"
         )
-
-
-def _expand_braces(name: str) -> list[str]:
-    found = _BRACES.search(name)
-    if not found:
-        return [name]
-    first, last = found.groups()
-    numbers = range(int(first), int(last) + 1)
-    return [f"{name[: found.start()]}{n:0{len(first)}d}{name[found.end() :]}" for n in numbers]

@@ -1,15 +1,7 @@
 """What a conversion reads: a Source lists images with their labels, and reads any of them in any order.
 
-A new source is one class in one file, and one line in the table of `sources/__init__.py`. Most of them derive
-from ListedSource and add this:
-
-    class MySource(ListedSource):
-        kind = "mine"
-
-        @classmethod
-        def open_at(cls, place: Place) -> MySource | None: ...
-
-        def read_image(self, index: int) -> bytes: ...            # the bytes of one image file
+A new source is one class in one file, and one line in the table of `sources/__init__.py`: docs/extending.md
+shows one. Most derive from ListedSource and add `kind`, open_at and read_image.
 
 The list of 1.28 M images takes about 60 MB and is cheap to pickle: names in one buffer, numbers in arrays.
 """
