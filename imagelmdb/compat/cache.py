@@ -1,8 +1,4 @@
-"""The cache of a DatasetLMDB: a store of a dataset's images.
-
-write_cache writes one, a fingerprint says whether it is out of date, and TemporaryFile names one that is
-removed after use.
-"""
+"""The cache of a DatasetLMDB: a store of a dataset's images, and whether it is out of date."""
 
 from __future__ import annotations
 

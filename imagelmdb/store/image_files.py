@@ -1,8 +1,5 @@
 """FolderStore: class folders of image files, to train from them without a conversion.
 
-    store = FolderStore("imagenet/train")
-    record = store[7]            # Record(the file's bytes, label)
-
 It lists the files as a conversion does. So a run from files and a run from their store see the same images
 in the same order.
 """
@@ -47,7 +44,6 @@ class FolderStore:
         return Record(memoryview(data), int(self.labels[index]))
 
     def name(self, index: int) -> str:
-        """The path below the folder, such as "n01440764/n01440764_10026.JPEG"."""
         return self._source.name(index)
 
     def where(self, index: int) -> str:

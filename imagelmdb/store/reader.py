@@ -30,9 +30,8 @@ SHARD_PATTERN = "shard-*.lmdb"
 class LMDBStore:
     """A finished store: a directory, a single file, a folder of shards, or a database of an older tool.
 
-    It opens its files on first use. So a pickle of it is only a path. A spawned process opens the files
-    itself, and a forked one goes on with its parent's (see lmdbfile/environment.py). `partial` accepts a
-    folder where some shards are missing: each node of a cluster may have a few of them.
+    It opens its files on first use, so a pickle of it is only a path. `partial` accepts a folder where some
+    shards are missing: each node of a cluster may have a few of them.
     """
 
     def __init__(self, path: str | Path, *, partial: bool = False):
@@ -84,23 +83,19 @@ class LMDBStore:
         return None if self.files[0].sizes is None else self._array("sizes")
 
     def name(self, index: int) -> str:
-        """The image's path in the source, such as "n01440764/n01440764_10026.JPEG"."""
         file, local = self._locate(index)
         return file.name(local)
 
     def where(self, index: int) -> str:
-        """The file and the key, for messages."""
         file, local = self._locate(index)
         return file.where(local)
 
     def prefetch(self, indices: Iterable[int]) -> None:
-        """Ask the kernel to read these records' pages ahead. Returns at once."""
         for index in indices:
             file, local = self._locate(index)
             file.prefetch(local)
 
     def check(self, index: int) -> None:
-        """Raise StoreError if the record is not what was written."""
         file, local = self._locate(index)
         file.check(local)
 

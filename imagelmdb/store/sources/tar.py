@@ -146,10 +146,7 @@ class TarImages:
 
 
 class TarSource(ListedSource):
-    """Images that are ranges of bytes in one or more files.
-
-    By default they come in the order that ImageFolder lists them in; with `as_listed`, in that of the tars.
-    """
+    """Images that are ranges of bytes in files, in ImageFolder's order, or `as_listed` in the tars."""
 
     def __init__(
         self,
