@@ -28,9 +28,9 @@ from imagelmdb.order.sampler import Sampler
 from imagelmdb.order.shards import place_shards
 from imagelmdb.parallel import count_loader_workers
 from imagelmdb.store import Store
-from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.lmdbfile.datafile import check_file
 from imagelmdb.store.reader import LMDBStore, find_files, find_local_shards
+from imagelmdb.store.sources.folder import FolderStore
 
 
 def make_train_loader(

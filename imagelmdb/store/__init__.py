@@ -14,8 +14,8 @@ files, in the order to read them:
     legacy/          LegacyFile, a database of an older tool
     reader.py        LMDBStore, all files of a store as one list of records
     images.py        decodes whole images, and decides which are sound
-    image_files.py   FolderStore, class folders of images as a store
-    sources/         what can be converted: folders, tars, lists, parquet files, other stores
+    sources/         what can be converted: folders, tars, lists, parquet files, other stores. FolderStore is
+                     in folder.py: class folders to train from, without a conversion
     encode.py        from the bytes of an image file to a record
     writer.py        ShardWriter, writes one LMDB; a kill at any moment leaves it whole
     output.py        the files of a conversion: checks and locks them

@@ -133,8 +133,10 @@ def checksum(image: bytes | memoryview, label: int, tile_index: bytes) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def pack_record(image: bytes, label: int, *, tile_index: bytes, check: int) -> bytes:
-    return msgpack.packb([image, label, tile_index, check])
+def pack_record(image: bytes, label: int, tile_index: bytes) -> tuple[bytes, int]:
+    """(value, checksum)"""
+    check = checksum(image, label, tile_index)
+    return msgpack.packb([image, label, tile_index, check]), check
 
 
 def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:

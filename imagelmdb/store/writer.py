@@ -37,7 +37,6 @@ from imagelmdb.store.format import (
     META_KEY,
     UNFINISHED_KEY,
     Meta,
-    checksum,
     digest_arrays,
     make_key,
     pack_record,
@@ -76,8 +75,7 @@ class Row(NamedTuple):
     @classmethod
     def pack(cls, number: int, encoded: Encoded, *, label: int, name: str) -> Row:
         image, tile_index, width, height, note = encoded
-        check = checksum(image, label, tile_index)
-        value = pack_record(image, label, tile_index=tile_index, check=check)
+        value, check = pack_record(image, label, tile_index)
         return cls(number, value, label, width, height, check, len(image), name, note)
 
 

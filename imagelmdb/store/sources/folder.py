@@ -1,12 +1,17 @@
-"""A folder of class folders: the same classes, order and files that torchvision's ImageFolder lists."""
+"""A folder of class folders, with the classes, the files and the order that torchvision's ImageFolder lists.
+
+FolderSource is for a conversion, FolderStore for training without one.
+"""
 
 from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import StoreError, UserError
+from imagelmdb.store.format import Record
 from imagelmdb.store.images import read_image_file
 from imagelmdb.store.sources.devkit import read_devkit
 from imagelmdb.store.sources.place import Place
@@ -43,6 +48,51 @@ class FolderSource(ListedSource):
 
     def read_image(self, index: int) -> bytes:
         return read_image_file(self.root / self.paths[index])
+
+
+class FolderStore:
+    """A Store whose records are image files, to train from them without a conversion.
+
+    It lists the files as a conversion does, so both see the same images in the same order.
+    """
+
+    encoding = "jpeg"
+    sizes = None  # to know them, one must open each file
+    advice = "replace or delete the file"
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        try:
+            self._source = FolderSource(self.path)
+        except UserError as error:
+            raise StoreError(str(error)) from error
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        self.classes = self._source.classes
+        self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
+        self.labels = self._source.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            data = self._source.read_image(index)
+        except OSError as error:
+            raise StoreError(f"cannot read {self.where(index)}: {error.strerror}") from error
+        return Record(memoryview(data), int(self.labels[index]))
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+    def where(self, index: int) -> str:
+        return str(self.path / self.name(index))
+
+    def check(self, index: int) -> None:
+        """Does nothing: nobody has written down what a file should contain."""
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Does nothing: the kernel reads files ahead by itself."""
 
 
 def list_entries(root: Path) -> tuple[list[str], list[str]]:
