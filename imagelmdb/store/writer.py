@@ -121,7 +121,7 @@ class ShardWriter:
         self._journal.append(entry)
 
     def notes(self) -> list[tuple[str, str]]:
-        """(name, note) of every row with a note, in the order of their positions."""
+        """(name, note) of every row with a note, in the order of the records."""
         noted = sorted(tuple(note) for entry in self._journal for note in entry["notes"])
         return [(name, note) for _, name, note in noted]
 
@@ -175,8 +175,8 @@ class ShardWriter:
             if unfinished := transaction.get(UNFINISHED_KEY):
                 self._check_conversion(msgpack.unpackb(unfinished)["conversion"], conversion)
             else:
-                facts = {"version": FORMAT_VERSION, "conversion": conversion, "source": source}
-                transaction.put(UNFINISHED_KEY, msgpack.packb(facts))
+                begun = {"version": FORMAT_VERSION, "conversion": conversion, "source": source}
+                transaction.put(UNFINISHED_KEY, msgpack.packb(begun))
                 return
             while entry := transaction.get(JOURNAL_PREFIX + make_key(len(self._journal))):
                 self._journal.append(msgpack.unpackb(entry))
