@@ -37,9 +37,9 @@ from imagelmdb.sample import make_jpegs
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding
 from imagelmdb.store.format import Record
-from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
+from imagelmdb.store.sources.folder import FolderStore
 
 SIZE = 224  # px
 TURN = 128  # images, as in a batch of one GPU

@@ -154,7 +154,7 @@ def run_convert(options: argparse.Namespace) -> int:
     if sys.stderr and sys.stderr.isatty():  # it takes half a minute for ImageNet's tars
         print(f"listing {dataset} ...", file=sys.stderr)
     source = open_source(dataset, devkit=options.devkit)
-    encoding = options.encoding or getattr(source, "encoding", "jpeg")
+    encoding = options.encoding or source.encoding
     encoding = "raw" if encoding == "numpy" else encoding
     names = ("workers", "shards", "shuffle", "seed", "skip_bad", "force")
     settings = {name: getattr(options, name) for name in names}
@@ -238,8 +238,8 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_view(options: argparse.Namespace) -> int:
+    from imagelmdb.store.export import draw_sheet
     from imagelmdb.store.reader import LMDBStore
-    from imagelmdb.store.sheet import draw_sheet
 
     sheet = draw_sheet(LMDBStore(options.store), options.index)
     try:

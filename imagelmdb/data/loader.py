@@ -27,9 +27,9 @@ from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.sampler import Sampler, place_shards
 from imagelmdb.parallel import count_loader_workers
 from imagelmdb.store import Store
-from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.lmdbfile.datafile import check_file
 from imagelmdb.store.reader import LMDBStore, find_files, find_local_shards
+from imagelmdb.store.sources.folder import FolderStore
 
 
 def make_train_loader(
@@ -64,7 +64,7 @@ def make_train_loader(
     store = _open_store(path, lmdb, partial=shuffle == "local")
     runs = None
     if shuffle == "local":
-        runs = place_shards(node_shards or [find_local_shards(path)], store.parts[0].meta.shards)
+        runs = place_shards(node_shards or [find_local_shards(path)], store.files[0].shards)
     workers = count_loader_workers(workers)
     order = {"seed": seed, "shuffle": shuffle, "repeats": repeats, "node_runs": runs}
     sampler = Sampler(len(store), batch_size=batch_size, **_find_rank(rank, world_size), **order)

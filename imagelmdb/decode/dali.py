@@ -73,7 +73,7 @@ class DaliDecoder:
         jpegs, boxes, cpu_rows, row = [], [], [], 0
         try:
             for row, crop in enumerate(crops):
-                if len(crop.record.tiles) or is_plain_jpeg(crop.record.image):
+                if len(crop.record.tile_index) or is_plain_jpeg(crop.record.image):
                     jpeg, box, _ = find_part(crop)
                 else:
                     jpeg, box = Window(make_blank_jpeg(8, 8)), (0, 0, 8, 8)

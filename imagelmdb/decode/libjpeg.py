@@ -69,10 +69,10 @@ def find_part(crop: Crop, scale: int = 1) -> Part:
     record, box, _ = crop
     if isinstance(record.image, np.ndarray):
         return Part(np.ascontiguousarray(record.image), box, 1)  # an older tool's may be a view of planes
-    if not len(record.tiles):
+    if not len(record.tile_index):
         return Part(Window(record.image), box, scale)
     try:
-        window = find_window(record.image, record.tiles, box, scale=scale)
+        window = find_window(record.image, record.tile_index, box, scale=scale)
     except JPEGError as error:
         raise BadImageError(str(error)) from error
     return Part(window, (window.left, window.top, *box[2:]), scale)
