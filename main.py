@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagelmdb.config import Config, parse_config, save_config
-from imagelmdb.errors import run_command
+from imagelmdb.errors import Stopped, run_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,12 +42,10 @@ def start(argv: Sequence[str] | None) -> int:
 def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
     """What each rank does. `explicit` are the options that the command line itself sets."""
     from imagelmdb.data.augment import make_batch_augment
-    from imagelmdb.train.checkpoint import BEST, LAST, load_weights
+    from imagelmdb.train.checkpoint import BEST, LAST, check_classes, find_start, load_weights
     from imagelmdb.train.distributed import set_up_torch
     from imagelmdb.train.evaluate import evaluate
-    from imagelmdb.train.model import make_model
-    from imagelmdb.train.program import check_export, export_checkpoint
-    from imagelmdb.train.resume import check_classes, find_start
+    from imagelmdb.train.model import check_export, export_checkpoint, make_model
 
     # A checkpoint brings the options of its run along. If one rank finds a user's mistake in an agree block,
     # all ranks end with it.
@@ -111,14 +109,12 @@ def train(
     val_loader: Loader | None,
 ) -> None:
     """Train, evaluate, log and save, epoch by epoch, from the checkpoint on if there is one."""
-    from imagelmdb.train.checkpoint import Checkpoints
+    from imagelmdb.train.checkpoint import Checkpoints, describe_options
     from imagelmdb.train.engine import Trainer
     from imagelmdb.train.evaluate import evaluate
-    from imagelmdb.train.log import Logger
-    from imagelmdb.train.profile import Profiler
+    from imagelmdb.train.log import Logger, profile_steps
     from imagelmdb.train.progress import describe_bottleneck
     from imagelmdb.train.report import update_report
-    from imagelmdb.train.resume import describe_options
     from imagelmdb.train.schedule import size_at
 
     steps, classes = train_loader.steps_per_epoch, train_loader.classes
@@ -126,12 +122,12 @@ def train(
     with world.agree():
         if checkpoint:
             trainer.load_state_dict(checkpoint)
-        log = Logger(config, rank=world.rank, resume_step=checkpoint["step"] if checkpoint else None)
+        log = Logger(config, rank=world.rank, checkpoint=checkpoint)
     # Only rank 0 writes. The other ranks have these objects too, so that the code below is one path for all.
     facts = {"config": describe_options(config), "classes": classes, "world_size": world.size}
     checkpoints = Checkpoints(config, facts=facts)
 
-    with log, Profiler(config.run_dir, steps=config.profile if world.is_main else 0) as profiler:
+    with log, profile_steps(config.run_dir, config.profile if world.is_main else 0) as after_step:
         if world.is_main:
             save_config(config, config.run_dir / "config.yaml")
             if note := checkpoints.begin(Path(config.resume) if checkpoint else None):
@@ -146,14 +142,15 @@ def train(
             progress = trainer.progress  # not at the start of the epoch if the run was stopped inside it
             log.begin_epoch(epoch, steps=steps, done=trainer.epoch_step)
             batches = train_loader.epoch(epoch, trainer.epoch_step, size_at(config, epoch))
-            trainer.train_epoch(
-                batches, checkpoints=checkpoints, on_reading=log.step, after_step=profiler.after_step
-            )
+            trainer.train_epoch(batches, checkpoints=checkpoints, on_reading=log.step, after_step=after_step)
             values, result, best = progress.as_log() | {"lr": trainer.lr}, None, False
             if val_loader:
-                result = evaluate(
-                    config, trainer.evaluated, val_loader, world=world, normalize=augment.normalize
-                )
+                try:
+                    result = evaluate(
+                        config, trainer.evaluated, val_loader, world=world, normalize=augment.normalize
+                    )
+                except Stopped:  # a resumed run evaluates this epoch again
+                    trainer.stop(checkpoints)
                 best = progress.take_best(result.top1)
                 values |= result.as_log()
             verdict = describe_bottleneck(

@@ -6,8 +6,9 @@ code  meaning
 2     the user's mistake: the message has the value and the way out
 3     training diverged; or a conversion is unfinished, because some files are not images
 4     disk full
-75    stopped by SIGTERM or SIGUSR1 after a checkpoint: run the same command again
+75    stopped by SIGTERM or SIGUSR1, and the checkpoint is written: run the same command with --resume auto
 130   interrupted (Ctrl-C)
+143   stopped by SIGTERM or SIGUSR1 without a checkpoint, such as --evaluate: run the same command again
 128+N a rank was ended by signal N (scripts/torchrun.py)
 """
 
@@ -64,6 +65,12 @@ class Stopped(Exception):
     """A signal asked the run to stop, and its checkpoint is written."""
 
     exit_code = 75  # EX_TEMPFAIL: a launcher may queue the run again
+
+
+class StoppedUnsaved(Stopped):
+    """A signal asked the run to stop, and there is no checkpoint to go on from."""
+
+    exit_code = 143  # 128 + SIGTERM. A launcher that queued it again would repeat everything
 
 
 def run_command(command: Callable[[], int]) -> int:

@@ -7,8 +7,18 @@ from torch import nn
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
 from imagelmdb.train import checkpoint
-from imagelmdb.train.checkpoint import Checkpoints, find_checkpoint, load, load_optimizer, load_weights, save
-from imagelmdb.train.resume import adopt_options, check_classes, describe_options, find_start
+from imagelmdb.train.checkpoint import (
+    Checkpoints,
+    adopt_options,
+    check_classes,
+    describe_options,
+    find_checkpoint,
+    find_start,
+    load,
+    load_optimizer,
+    load_weights,
+    save,
+)
 
 
 def test_a_write_cut_short_leaves_the_old_checkpoint(tmp_path, monkeypatch):

@@ -12,10 +12,10 @@ import torch
 from processes import Ranks, free_port, run_ranks
 
 from imagelmdb.errors import Diverged, Stopped, UserError, run_command
-from imagelmdb.train import board
+from imagelmdb.train import world as world_module
 from imagelmdb.train.distributed import launch
 from imagelmdb.train.feed import Feed
-from imagelmdb.train.metrics import Meter
+from imagelmdb.train.progress import Meter
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def mistake_during_the_run(options, world):
 
 
 def mistake_while_the_other_hears_nothing(options, world):
-    board.GRACE_SECONDS = 1.0
+    world_module.GRACE_SECONDS = 1.0
     if world.rank == 1:
         raise UserError("shard 3, key 00000017 is corrupt")
     time.sleep(60)

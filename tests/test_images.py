@@ -13,10 +13,10 @@ from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.sample import make_photo
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding, encode_image
-from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.images import decode_pixels, open_image
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
+from imagelmdb.store.sources.folder import FolderStore
 from imagelmdb.store.verify import verify
 
 

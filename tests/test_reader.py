@@ -8,8 +8,10 @@ import pickle
 import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,11 +21,14 @@ import numpy as np
 import pytest
 
 from imagelmdb.errors import StoreError
+from imagelmdb.jpeg.index import INDEX_VERSION
 from imagelmdb.store.convert import convert
-from imagelmdb.store.format import ARRAYS, META_KEY, make_key
+from imagelmdb.store.encode import Encoded
+from imagelmdb.store.format import ARRAYS, META_KEY, Meta, make_key
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
 from imagelmdb.store.verify import verify
+from imagelmdb.store.writer import Row, ShardWriter
 
 
 @pytest.fixture
@@ -63,7 +68,7 @@ def test_a_reader_that_knows_only_image_and_label_reads_it(train_store):
 
 def test_labels_sizes_and_names_are_views_of_the_mapping(train_store):
     store = LMDBStore(train_store)
-    for array in (store.labels, store.sizes, store.parts[0].arrays["names"]):
+    for array in (store.labels, store.sizes, store.files[0].arrays["names"]):
         assert not array.flags.owndata and not array.flags.writeable
 
 
@@ -142,7 +147,7 @@ def test_a_truncated_store_is_named_and_not_read(store_copy, share):
 
 
 def test_another_version_is_refused_by_its_number(store_copy):
-    meta = msgpack.unpackb(LMDBStore(store_copy).parts[0].environment.get(META_KEY))
+    meta = msgpack.unpackb(LMDBStore(store_copy).files[0].environment.get(META_KEY))
     edit(store_copy, {META_KEY: msgpack.packb(meta | {"version": 99})})
     with pytest.raises(StoreError, match="format version 99"):
         len(LMDBStore(store_copy))
@@ -164,7 +169,7 @@ def test_a_missing_or_short_array_is_an_error(store_copy, name):
     edit(store_copy, {key: None})
     with pytest.raises(StoreError, match=key.decode()):
         store = LMDBStore(store_copy)
-        store.labels, store.sizes, store.name(0), store.parts[0].arrays
+        store.labels, store.sizes, store.name(0), store.files[0].arrays
 
 
 def test_a_foreign_lmdb_is_an_error(tmp_path):
@@ -220,6 +225,23 @@ def test_check_names_a_damaged_record_and_passes_the_others(store_copy):
     assert store.advice == f"`imagelmdb verify {path}` lists all damaged records"
 
 
+@pytest.mark.parametrize("damage", ["version", "image"])
+def test_verify_finds_a_tile_index_that_crops_cannot_use(train_store, tmp_path, damage):
+    store = LMDBStore(train_store)
+    record, index, (width, height) = store[0], store[0].tile_index, store.sizes[0].tolist()
+    body = bytes((INDEX_VERSION + 1,)) + index[5:]
+    bad = struct.pack("<I", zlib.crc32(body)) + body if damage == "version" else store[1].tile_index
+    for number, used in enumerate((index, bad)):
+        writer = ShardWriter(tmp_path / f"{number}.lmdb", "test", source="test")
+        encoded = Encoded(bytes(record.image), used, width, height, "")
+        writer.write([Row.pack(0, encoded, label=0, name="cat/0.jpg")])
+        writer.finish(Meta("jpeg", ["cat"], total=1, tiled=True))
+        writer.close()
+    assert verify(tmp_path / "0.lmdb", workers=0) == []
+    (problem,) = verify(tmp_path / "1.lmdb", workers=0)
+    assert "key 00000000: " in problem and "tile index of" in problem
+
+
 def test_flipped_bytes_anywhere_never_crash(store_copy, tmp_path):
     """Each damaged copy is verified in a process that would die with liblmdb."""
     code = (
@@ -247,7 +269,7 @@ def test_shards_that_are_missing_doubled_or_foreign_are_refused(tree, tmp_path):
     with pytest.raises(StoreError, match="lacks 1 of 3 shards, the first of them is 1"):
         len(LMDBStore(tmp_path / "s"))
     partial = LMDBStore(tmp_path / "s", partial=True)
-    assert len(partial) == 20 and [part.meta.shard for part in partial.parts] == [0, 2]
+    assert len(partial) == 20 and [file.shard for file in partial.files] == [0, 2]
     shutil.copy(tmp_path / "s" / "shard-00000.lmdb", middle)
     with pytest.raises(StoreError, match="twice"):
         len(LMDBStore(tmp_path / "s"))

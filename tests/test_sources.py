@@ -22,9 +22,9 @@ from imagelmdb.errors import UserError
 from imagelmdb.store.encode import Encoded
 from imagelmdb.store.format import Meta
 from imagelmdb.store.sources import DatasetSource, open_source
-from imagelmdb.store.sources.archive import scan_tar
 from imagelmdb.store.sources.devkit import read_devkit
 from imagelmdb.store.sources.source import ListedSource
+from imagelmdb.store.sources.tar import scan_tar
 from imagelmdb.store.texts import Texts
 from imagelmdb.store.writer import Row, ShardWriter
 

@@ -1,8 +1,4 @@
-"""The cache of a DatasetLMDB: a store of a dataset's images.
-
-write_cache writes one, a fingerprint says whether it is out of date, and TemporaryFile names one that is
-removed after use.
-"""
+"""The cache of a DatasetLMDB: a store of a dataset's images, and whether it is out of date."""
 
 from __future__ import annotations
 
@@ -27,6 +23,7 @@ from torchvision.transforms.functional import to_pil_image
 from imagelmdb.errors import UserError
 from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import FORMAT_VERSION, Meta
+from imagelmdb.store.sources.dataset import find_classes
 from imagelmdb.store.writer import Row, ShardWriter
 
 try:
@@ -52,14 +49,8 @@ class CacheSettings:
 
     def fingerprint(self, dataset: Any) -> str:
         """A digest of the settings, and of the dataset as far as it is known without reading its images."""
-        facts = [
-            FORMAT_VERSION,
-            describe(self.db_transform),
-            asdict(self.how),
-            self.rounds,
-            self.shuffle,
-            self.seed,
-        ]
+        facts = [FORMAT_VERSION, describe(self.db_transform), asdict(self.how)]
+        facts += [self.rounds, self.shuffle, self.seed]
         facts += [type(dataset).__qualname__, len(dataset), describe(strip_transforms(dataset))]
         for name in ("indices", "targets", "labels", "samples"):
             if (values := getattr(dataset, name, None)) is not None:
@@ -69,8 +60,7 @@ class CacheSettings:
 
 def write_cache(dataset: Any, file: Path, *, settings: CacheSettings, workers: int) -> None:
     """Write a finished store to `file`. If an item cannot be stored, no file is left."""
-    fingerprint = settings.fingerprint(dataset)
-    source = CACHE_SOURCE + type(dataset).__name__
+    fingerprint, source = settings.fingerprint(dataset), CACHE_SOURCE + type(dataset).__name__
     writer = ShardWriter(file, fingerprint, source=source)
     try:
         total, most = _write_rows(writer, dataset, settings, workers)
@@ -103,8 +93,7 @@ class TemporaryFile:
             _remove_stale(lock)
         descriptor, name = _make_lock(folder, stem)
         self.path = Path(name).with_suffix(".lmdb")
-        # Unlike weakref.finalize, this runs when a multiprocessing child ends, and does not run in forked
-        # copies.
+        # Unlike weakref.finalize, this runs when a multiprocessing child ends, but not in forked copies.
         Finalize(self, _remove, (self.path, Path(name), descriptor), exitpriority=0)
 
 
@@ -213,9 +202,6 @@ def _make_rows(bare: Any, settings: CacheSettings, workers: int) -> Iterator[Row
         if settings.shuffle:
             order = np.random.default_rng((settings.seed, number)).permutation(count)
         source = _Rows(bare, settings, order, number * count)
-        if workers == 0:
-            yield from map(source.__getitem__, range(count))
-            continue
         generator = torch.Generator().manual_seed(settings.seed + number)
         for rows in DataLoader(source, 32, num_workers=workers, collate_fn=list, generator=generator):
             yield from rows
@@ -245,10 +231,7 @@ def _as_label(label: Any, index: int) -> int:
 
 def _name_classes(dataset: Any, count: int) -> list[str]:
     """The dataset's names of its classes, and numbers for labels that have no name."""
-    names, holder = None, dataset
-    while names is None and holder is not None:
-        names, holder = getattr(holder, "classes", None), find_inner(holder)
-    names = [str(name) for name in names or ()]
+    names = [str(name) for name in find_classes(dataset) or ()]
     return names + [str(label) for label in range(len(names), count)]
 
 

@@ -2,12 +2,9 @@
 
 train = DatasetLMDB(torchvision.datasets.CIFAR10("data", transform=transform), "caches", name="train")
 train[0]                              # the same as from the dataset; transforms are applied at every read
-DatasetLMDB(dataset, "caches", db_transform=Resize(64))       # resized once, when the cache is written
-DatasetLMDB(dataset, "/dev/shm", temporary_db=True)           # removed with the object
 
 The first use writes the store, which we call a cache. Later uses read it, as long as the dataset and the
-settings are the same. If several processes need it, for example under torchrun, one writes and the others
-wait.
+settings are the same. If several processes need it, one writes and the others wait.
 """
 
 from __future__ import annotations

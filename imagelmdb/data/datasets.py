@@ -162,8 +162,8 @@ class IterableLMDB(IterableDataset):
         if buffer < 1:
             raise UserError(f"a shuffle buffer of {buffer} records is too small: at least 1")
         self.transform, self.target_transform = transform, target_transform
-        self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
-        self.buffer = buffer
+        self.shuffle, self.seed, self.buffer = shuffle, seed, buffer
+        self.rank, self.world_size = rank, world_size
         self.store = LMDBStore(path)
         self.records = CheckedRecords(self.store, check)
         self.classes: list[str] = self.store.classes

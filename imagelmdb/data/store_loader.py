@@ -2,7 +2,7 @@
 
     main process                                worker
     request (epoch, step, size, slot)  ──────►  reads records, decodes crops into slot
-    copies the slot, takes the labels  ◄──────  labels, facts of the decoder
+    copies the slot, takes the labels  ◄──────  labels, layout of the bytes
     decoder.finish ─► images, labels
 
 PyTorch's DataLoader is the engine: it starts the workers and hands out the requests in order. Pixels normally
@@ -12,23 +12,30 @@ knows the slot of each request.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from imagelmdb.data import Batch
 from imagelmdb.data.batches import BatchDataset, Request
-from imagelmdb.data.signals import heed_parent_alone, held_back
 from imagelmdb.decode import Prepared
 from imagelmdb.errors import BadImageError, UserError
-from imagelmdb.order.sampler import Sampler
 
 BATCHES_PER_WORKER = 2  # that are ready or in the making
 _KEPT_BUFFERS = 4  # free ones that wait for their next use
+# Clusters send these to every process of a job, and a terminal sends Ctrl-C likewise. The main process then
+# finishes a step and writes a checkpoint, and it needs its workers until then. So a signal to the whole job
+# must not end them. Only Linux says who sent a signal; elsewhere it ends a worker.
+_SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} if hasattr(signal, "sigwaitinfo") else set()
 
 
 class LoaderError(RuntimeError):
@@ -46,15 +53,17 @@ class StoreLoader:
         self.images_per_epoch = self.sampler.images_per_epoch
         self._pool = Pool()
         self._pin = torch.cuda.is_available()  # torch keeps pinned memory and uses it again by itself
-        self._requests = _Requests(self.sampler)
+        # Those of one epoch. They are iterated twice, in the same order: by the DataLoader, which sends them
+        # to the workers, and by _receive, which so knows whose batch comes next.
+        self._requests: list[Request] = []
+        self._slots = 1
         self._deliveries: DataLoader | None = None
         if workers:
             # One slot more than requests can be under way: the DataLoader sends the next request just before
             # it returns a batch, and that batch is still in its slot.
-            slots = BATCHES_PER_WORKER * workers + 1
+            self._slots = BATCHES_PER_WORKER * workers + 1
             share = -(-self.sampler.batch_size // self.sampler.world_size)
-            dataset.slots = _make_shared(slots, share * size * size * 3)
-            self._requests.slots = slots
+            dataset.slots = _make_shared(self._slots, share * size * size * 3)
             self._deliveries = DataLoader(
                 dataset,
                 batch_size=None,  # the dataset makes the batches
@@ -63,43 +72,37 @@ class StoreLoader:
                 collate_fn=_keep,
                 persistent_workers=True,
                 prefetch_factor=BATCHES_PER_WORKER,
-                worker_init_fn=heed_parent_alone,
+                worker_init_fn=_obey_parent_only,
                 generator=torch.Generator(),  # or each epoch would draw from the global one
             )
 
-    def epoch(
-        self, epoch: int, start_step: int = 0, size: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        self._requests.set(epoch, start_step, size or self.size)
+    def epoch(self, epoch: int, start_step: int = 0, size: int | None = None) -> Iterator[Batch]:
+        self._requests[:] = [
+            Request(epoch, step, size or self.size, slot=step % self._slots)
+            for step in range(start_step, self.steps_per_epoch)
+            if self.sampler.positions(step)  # the last batch may be empty on some ranks
+        ]
         waiting: deque[tuple[Request, np.ndarray]] = deque()  # what the decoder has, the oldest first
-
-        def receive() -> Iterator[Prepared]:
-            for request, labels, prepared in self._receive():
-                waiting.append((request, labels))
-                yield prepared
-
-        finished = self.decoder.finish(receive(), self.dataset.store.sizes)
-        while True:
-            try:
-                images = next(finished, None)
-            except BadImageError as error:
-                raise self.dataset.name_record(waiting[0][0], error) from error
-            if images is None:
-                return
-            _, labels = waiting.popleft()
-            yield images, self._send(labels, images.device)
+        try:
+            for images in self.decoder.finish(self._receive(waiting), self.dataset.store.sizes):
+                _, labels = waiting.popleft()
+                yield images, self._send(labels, images.device)
+        except BadImageError as error:
+            raise self.dataset.name_record(waiting[0][0], error) from error
 
     def close(self) -> None:
         self._deliveries = None
         self.decoder.close()
 
-    def _receive(self) -> Iterator[tuple[Request, np.ndarray, Prepared]]:
-        """Every batch of the epoch that was set, in memory that is this process's own."""
+    def _receive(self, waiting: deque[tuple[Request, np.ndarray]]) -> Iterator[Prepared]:
+        """Every batch that is requested, in memory that is this process's own. Its labels go to `waiting`."""
         if not self.workers:
             for request in self._requests:
-                yield request, *self.dataset.prepare(request, self._make_bytes)
+                labels, prepared = self.dataset.make_batch(request, self._make_bytes)
+                waiting.append((request, labels))
+                yield prepared
             return
-        with held_back():
+        with _block_signals():
             deliveries = iter(self._deliveries)
         for request in self._requests:
             try:
@@ -115,7 +118,8 @@ class StoreLoader:
                 data = self._make_bytes(delivery.byte_count)
                 # By numpy: torch's threads would go on spinning on the cores that the workers need.
                 np.copyto(data.numpy(), self.dataset.slots[request.slot][: len(data)].numpy())
-            yield request, delivery.labels, Prepared(data, delivery.facts)
+            waiting.append((request, delivery.labels))
+            yield Prepared(data, delivery.layout)
 
     def _make_bytes(self, count: int) -> Tensor:
         if self._pin:
@@ -147,10 +151,7 @@ class Pool:
 
     def make_bytes(self, count: int) -> torch.Tensor:
         """A flat uint8 tensor, not initialised."""
-        try:
-            buffer = self._free.pop()
-        except IndexError:
-            buffer = np.empty(count, np.uint8)
+        buffer = self._free.pop() if self._free else np.empty(count, np.uint8)
         if buffer.size < count:
             buffer = np.empty(count, np.uint8)
         # torch holds this array until the last tensor that shares the memory is gone.
@@ -169,22 +170,29 @@ def _make_shared(slots: int, slot_bytes: int) -> Tensor:
         ) from error
 
 
-class _Requests:
-    """The DataLoader's sampler: the requests of one epoch. It is set again for each epoch."""
-
-    def __init__(self, sampler: Sampler):
-        self.slots = 1
-        self._sampler = sampler
-        self.set(0, 0, 0)
-
-    def set(self, epoch: int, start_step: int, size: int) -> None:
-        self._epoch, self._start, self._size = epoch, start_step, size
-
-    def __iter__(self) -> Iterator[Request]:
-        for number, step in enumerate(range(self._start, self._sampler.steps_per_epoch)):
-            if self._sampler.positions(step):  # the last batch may be empty on some ranks
-                yield Request(self._epoch, step, self._size, number % self.slots)
-
-
 def _keep(delivery):
     return delivery
+
+
+@contextmanager
+def _block_signals() -> Iterator[None]:
+    """Block the signals while workers start. They inherit this until they call _obey_parent_only."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _SIGNALS else None
+    try:
+        yield
+    finally:
+        if _SIGNALS:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _obey_parent_only(worker: int) -> None:
+    """DataLoader's worker_init_fn: from now on, these signals end a worker only if its parent sent them."""
+    if _SIGNALS:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        threading.Thread(target=_wait_for_parents_signal, name="signals", daemon=True).start()
+
+
+def _wait_for_parents_signal() -> None:
+    while signal.sigwaitinfo(_SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -7,6 +7,7 @@ Any other image is decoded as a whole first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imagelmdb.decode import Box, CPUDecoder, Crop
+from imagelmdb.decode import Box, CPUDecoder, Crop, check_box
 from imagelmdb.errors import BadImageError
 from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError
@@ -29,7 +30,7 @@ _GROUP = 64
 class Part(NamedTuple):
     """Where a crop's pixels are. Nothing is cut out or decoded yet."""
 
-    source: Window | np.ndarray | memoryview  # part of a tiled JPEG, raw pixels, or a whole file
+    source: Window | np.ndarray  # a file or a part of it, or raw pixels
     box: Box  # in what the source decodes to
     scale: int  # the JPEG decoder shrinks by this
 
@@ -46,24 +47,21 @@ class LibjpegDecoder(CPUDecoder):
         self.dct_scale = dct_scale
 
     def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
-        size = images.shape[1]
+        size, row = images.shape[1], 0
         outputs = torch.from_numpy(images).permute(0, 3, 1, 2).split(1)
-        for start in range(0, len(crops), _GROUP):
-            rows = range(start, min(start + _GROUP, len(crops)))
-            parts = []
-            for row in rows:
-                scale = _find_scale(crops[row].box, size) if self.dct_scale else 1
-                try:
+        try:
+            for start in range(0, len(crops), _GROUP):
+                rows, parts = range(start, min(start + _GROUP, len(crops))), []
+                for row in rows:
+                    scale = _find_scale(crops[row].box, size) if self.dct_scale else 1
                     parts.append(find_part(crops[row], scale))
-                except BadImageError as error:
-                    raise error.at(row) from None
-            sources = cut_out([part.source for part in parts])
-            for row, part, source in zip(rows, parts, sources, strict=True):
-                try:
+                files = iter(cut_out([p.source for p in parts if not isinstance(p.source, np.ndarray)]))
+                for row, part in zip(rows, parts, strict=True):
+                    source = part.source if isinstance(part.source, np.ndarray) else next(files)
                     resized = resize(decode_part(part, source, crops[row].flip), size)
                     outputs[row].copy_(resized)  # 20 us; torch's resize has no public `out`
-                except BadImageError as error:
-                    raise error.at(row) from None
+        except BadImageError as error:
+            raise error.at(row) from None
 
 
 def find_part(crop: Crop, scale: int = 1) -> Part:
@@ -71,10 +69,10 @@ def find_part(crop: Crop, scale: int = 1) -> Part:
     record, box, _ = crop
     if isinstance(record.image, np.ndarray):
         return Part(np.ascontiguousarray(record.image), box, 1)  # an older tool's may be a view of planes
-    if not len(record.tiles):
-        return Part(record.image, box, scale)
+    if not len(record.tile_index):
+        return Part(Window(record.image), box, scale)
     try:
-        window = find_window(record.image, record.tiles, box, scale=scale)
+        window = find_window(record.image, record.tile_index, box, scale=scale)
     except JPEGError as error:
         raise BadImageError(str(error)) from error
     return Part(window, (window.left, window.top, *box[2:]), scale)
@@ -89,7 +87,7 @@ def decode_part(part: Part, source: bytes | memoryview | np.ndarray, flip: bool)
     colours = "BGR" if flip else "RGB"
     if isinstance(source, np.ndarray):
         pixels = source
-    elif isinstance(found, Window):
+    elif found.runs:
         pixels = stored_images.decode_jpeg(source, colours, scale)
     else:
         pixels = stored_images.decode_pixels(source, colours, scale)
@@ -98,16 +96,12 @@ def decode_part(part: Part, source: bytes | memoryview | np.ndarray, flip: bool)
         left, top, right, bottom = ((edge + scale // 2) // scale for edge in edges)
         width, height = right - left, bottom - top
     full_height, full_width = pixels.shape[:2]
-    if not (0 <= left < left + width <= full_width and 0 <= top < top + height <= full_height):
-        raise BadImageError(
-            f"box {(left, top, width, height)} is not inside an image of {full_width} x {full_height} px"
-        )
+    check_box((left, top, width, height), full_width, full_height)
     # As few calls as possible: right after a decode, when the caches are cold, each costs 10 us.
     row = 3 * full_width
-    image, start = torch.from_numpy(_Readable.view(pixels)), top * row + 3 * left
+    image, start = torch.from_numpy(_as_writable(pixels)), top * row + 3 * left
     if flip and pixels is not source:
-        # BGR read backwards is RGB mirrored. To flip bytes takes a third of the time that flipping pixels
-        # takes.
+        # BGR read backwards is RGB mirrored. Flipping bytes takes a third of the time of flipping pixels.
         image, row, start = image.as_strided((height, 3 * width), (row, 1), start).flip(1), 3 * width, 0
         flip = False
     image = image.as_strided((1, 3, height, width), (height * row, 1, row, 3), start)
@@ -119,20 +113,13 @@ def resize(image: Tensor, size: int) -> Tensor:
     return F.interpolate(image, (size, size), mode="bilinear", antialias=True)
 
 
-class _Readable:
-    """Read-only pixels of a store's map, for torch.
-
-    torch has no read-only tensors and warns about such an array once a process. Nothing here writes to it.
-    """
-
-    def __init__(self, pixels: np.ndarray):
-        self.pixels = pixels  # keeps the memory alive
-        address, _ = pixels.__array_interface__["data"]
-        self.__array_interface__ = pixels.__array_interface__ | {"data": (address, False)}
-
-    @classmethod
-    def view(cls, pixels: np.ndarray) -> np.ndarray:
-        return pixels if pixels.flags.writeable else np.asarray(cls(pixels))
+def _as_writable(pixels: np.ndarray) -> np.ndarray:
+    """The same memory for torch, which has no read-only tensors and would warn. Nothing here writes to it."""
+    if pixels.flags.writeable:
+        return pixels
+    address, _ = pixels.__array_interface__["data"]
+    memory = pixels.__array_interface__ | {"data": (address, False)}
+    return np.asarray(SimpleNamespace(__array_interface__=memory, owner=pixels))  # keeps the owner alive
 
 
 def _find_scale(box: Box, size: int) -> int:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numba
 
+inline = numba.njit(inline="always")
+
 
 def jit(function):
     """numba.njit(nogil=True) with a cache on disk, or without one where numba finds no writable directory.
 
-    numba compiles again when the function's own file changes. It does not notice when a function or a
-    constant that was imported from another file changes. So the name under which numba files the machine code
-    has a hash of all files of this package.
+    numba compiles again when the function's own file changes, but not when something that it imports changes.
+    So the name under which numba files the machine code has a hash of all files of this package.
     """
     function.__qualname__ += "_" + _hash_sources()
     try:

@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
     """An image as a record stores it."""
 
     image: bytes
-    tiles: bytes
+    tile_index: bytes
     width: int
     height: int
     note: str  # why it had to be re-encoded although the settings do not ask for that; else ""
@@ -60,16 +60,13 @@ class Encoded(NamedTuple):
 def encode_image(image: bytes | Image.Image, how: Encoding) -> Encoded:
     """Encode one image. Raises BadImageError with the reason if it is not a sound image."""
     if isinstance(image, Image.Image):
-        pixels = _shrink(image.convert("RGB"), how.max_size)
-        return _encode_pixels(pixels, how, how.quality or REENCODE_QUALITY)
+        return _encode_pixels(image.convert("RGB"), how)
     if not image:
         raise BadImageError("empty file")
     if how.encoding == "raw" or how.quality is not None:
-        return _encode_pixels(
-            _shrink(images.open_image(image), how.max_size), how, how.quality or REENCODE_QUALITY
-        )
+        return _encode_pixels(images.open_image(image), how)
     if how.max_size is not None and max(images.read_size(image)) > how.max_size:
-        return _encode_pixels(_shrink(images.open_image(image), how.max_size), how, SHRUNK_QUALITY)
+        return _encode_pixels(images.open_image(image), how, SHRUNK_QUALITY)
     return _keep(image, how)
 
 
@@ -79,7 +76,7 @@ def _keep(data: bytes, how: Encoding) -> Encoded:
     except JPEGError as error:
         reason = str(error)
     pixels = images.open_image(data)  # raises BadImageError if the file is damaged, and not only unusual
-    return _encode_pixels(pixels, how, REENCODE_QUALITY)._replace(note=reason)
+    return _encode_pixels(pixels, how)._replace(note=reason)
 
 
 def _recode(data: bytes, how: Encoding, tile_bytes: int) -> Encoded:
@@ -89,7 +86,9 @@ def _recode(data: bytes, how: Encoding, tile_bytes: int) -> Encoded:
     return Encoded(data, b"", *check_whole(data), "")
 
 
-def _encode_pixels(pixels: Image.Image, how: Encoding, quality: int) -> Encoded:
+def _encode_pixels(pixels: Image.Image, how: Encoding, quality: int = REENCODE_QUALITY) -> Encoded:
+    """Shrink and encode an image. `quality` counts if the settings name none."""
+    pixels, quality = _shrink(pixels, how.max_size), how.quality or quality
     if how.encoding == "raw":
         return Encoded(np.asarray(pixels).tobytes(), b"", *pixels.size, "")
     subsampling = "444" if quality > 90 else "420"

@@ -1,17 +1,24 @@
-"""export: writes the images of a store into class folders. They decode to the same pixels."""
+"""For people to look at: export writes a store's images into class folders, draw_sheet draws some of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw
 
-from imagelmdb.errors import UserError
-from imagelmdb.store.progress import make_bar
-from imagelmdb.store.reader import LMDBStore
+from imagelmdb.errors import BadImageError, StoreError, UserError
+from imagelmdb.parallel import make_bar
+from imagelmdb.store import Store
+from imagelmdb.store.images import read_image
+
+_CELL = 160  # px
+_CAPTION = 28
+_COLUMNS = 8
 
 
-def export(store: LMDBStore, folder: str | Path, *, progress: bool = False) -> int:
+def export(store: Store, folder: str | Path, *, progress: bool = False) -> int:
     """Write every image to folder/CLASS/NAME, raw pixels as PNG. Returns the number of images."""
     folder = Path(folder).expanduser()
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
@@ -37,7 +44,43 @@ def export(store: LMDBStore, folder: str | Path, *, progress: bool = False) -> i
     return len(store)
 
 
+def draw_sheet(store: Store, indices: Sequence[int] | None = None, *, count: int = 40) -> Image.Image:
+    """A contact sheet of the records at `indices`; by default of `count`, spread evenly over the store.
+
+    It is a grid of small images, each with its index and its class.
+    """
+    if indices is None:
+        indices = np.unique(np.linspace(0, len(store) - 1, count).astype(int)).tolist()
+    outside = [index for index in indices if not 0 <= index < len(store)]
+    if outside:
+        raise UserError(f"no record {outside[0]}: the store has records 0 to {len(store) - 1}")
+    columns = min(_COLUMNS, len(indices))
+    rows = -(-len(indices) // columns)
+    sheet = Image.new("RGB", (columns * (_CELL + 8) + 8, rows * (_CELL + _CAPTION + 8) + 8), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, index in enumerate(indices):
+        left = 8 + place % columns * (_CELL + 8)
+        top = 8 + place // columns * (_CELL + _CAPTION + 8)
+        record = store[index]
+        try:
+            image = read_image(record)
+        except BadImageError as error:
+            raise StoreError(f"{store.where(index)}: {error}") from error
+        image.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
+        sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
+        draw.text((left, top + _CELL + 2), f"{index}: class {record.label}", "black")
+        draw.text((left, top + _CELL + 14), _fit(store.classes[record.label], draw), "dimgray")
+    return sheet
+
+
 def _name_folders(classes: list[str]) -> list[str]:
     """A folder name for each class. A class of a foreign store may have any name, even "../x" or "a/b"."""
     names = [name.replace("/", "_").replace("\\", "_").lstrip(".") or "_" for name in classes]
     return [f"{name}_{label}" if names.count(name) > 1 else name for label, name in enumerate(names)]
+
+
+def _fit(text: str, draw: ImageDraw.ImageDraw) -> str:
+    """The text, cut at the end until it is not wider than a cell."""
+    while len(text) > 1 and draw.textlength(text) > _CELL:
+        text = text[:-2] + "…"
+    return text

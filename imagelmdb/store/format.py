@@ -2,7 +2,7 @@
 
 A store is one LMDB, or a directory of shards, each of them an LMDB with these entries:
 
-    b"00000000", ...  one record for each key (8 digits): msgpack [image, label, tiles, checksum]
+    b"00000000", ...  one record for each key (8 digits): msgpack [image, label, tile index, checksum]
     b"__len__"        msgpack int, the number of records
     b"__keys__"       msgpack array of the records' keys, in index order
     b"__meta__"       msgpack map, the fields of Meta
@@ -20,7 +20,7 @@ is the 3 bytes aa bb cc, its label 7, and it has no tile index, then its value i
 
     94  c4 03 aa bb cc  07  c4 00  cf 0123456789abcdef
     |   |               |   |      a uint64: the checksum
-    |   |               |   no bytes: the tile index
+    |   |               |   no bytes: the tile index, see jpeg/index.py
     |   |               the label
     |   3 bytes: the image
     an array of 4 items
@@ -70,12 +70,12 @@ class Record(NamedTuple):
     """One record of a store.
 
     image: an encoded image (a memoryview, no copy), or uint8 HWC pixels if the store is raw.
-    tiles: the tile index that jpeg/crop.py takes; empty if the JPEG has none.
+    tile_index: what jpeg/crop.py takes, see jpeg/index.py; empty if the image has none.
     """
 
     image: memoryview | np.ndarray
     label: int
-    tiles: bytes = b""
+    tile_index: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -125,20 +125,22 @@ def make_key(position: int) -> bytes:
     return b"%0*d" % (KEY_WIDTH, position)
 
 
-def checksum(image: bytes | memoryview, label: int, tiles: bytes) -> int:
+def checksum(image: bytes | memoryview, label: int, tile_index: bytes) -> int:
     """64 bits of a BLAKE2 over the whole record."""
     digest = hashlib.blake2b(image, digest_size=8)
     digest.update(struct.pack("<i", label))
-    digest.update(tiles)
+    digest.update(tile_index)
     return int.from_bytes(digest.digest(), "little")
 
 
-def pack_record(image: bytes, label: int, *, tiles: bytes, check: int) -> bytes:
-    return msgpack.packb([image, label, tiles, check])
+def pack_record(image: bytes, label: int, tile_index: bytes) -> tuple[bytes, int]:
+    """(value, checksum)"""
+    check = checksum(image, label, tile_index)
+    return msgpack.packb([image, label, tile_index, check]), check
 
 
 def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:
-    """(image, label, tiles, checksum). The image is a slice of `value`: it is not copied."""
+    """(image, label, tile index, checksum). The image is a slice of `value`: it is not copied."""
     if len(value) < 6 or value[0] != 0x94:
         raise StoreError("is not a record of four items")
     start = {0xC4: 3, 0xC5: 4, 0xC6: 6}.get(value[1])  # bin 8, bin 16, bin 32
@@ -146,12 +148,12 @@ def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:
         raise StoreError("has no image bytes")
     end = start + int.from_bytes(value[2:start], "big")
     try:
-        label, tiles, check = msgpack.unpackb(b"\x93" + bytes(value[end:]))
+        label, tile_index, check = msgpack.unpackb(b"\x93" + bytes(value[end:]))
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise StoreError(f"has a damaged tail ({error or type(error).__name__})") from error
-    if type(label) is not int or type(tiles) is not bytes or type(check) is not int:
+    if type(label) is not int or type(tile_index) is not bytes or type(check) is not int:
         raise StoreError("has a damaged tail")
-    return value[start:end], label, tiles, check
+    return value[start:end], label, tile_index, check
 
 
 def digest_arrays(shards: list[dict[str, np.ndarray]]) -> str:

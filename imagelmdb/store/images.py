@@ -1,11 +1,7 @@
 """Is this a sound image? This module alone decides, for conversion, for training from files and for verify.
 
-    read_size(data)        # (width, height), from the header alone
-    decode_pixels(data)    # uint8 [height, width, 3]
-    open_image(data)       # the same as a Pillow image, which is what torchvision's ImageFolder gives
-
-All three raise BadImageError with the reason. A damaged image is never decoded. Pillow would turn a damaged
-JPEG into a picture with grey bars, and say nothing.
+Its functions raise BadImageError with the reason. A damaged image is never decoded. Pillow would turn a
+damaged JPEG into a picture with grey bars, and say nothing.
 """
 
 from __future__ import annotations
@@ -32,15 +28,8 @@ _FOUR_INKS = ("CMYK", "YCCK")  # libjpeg-turbo cannot convert these to RGB; Pill
 # Damaged data leaves more junk: in 91 trials, 29 bytes or more.
 _HARMLESS_JUNK_BYTES = 8
 _JUNK = re.compile(r"(\d+) extraneous bytes before marker")
-_PILLOW_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_DAMAGE = (ValueError, SyntaxError, EOFError, struct.error, zlib.error)
+_PILLOW_ERRORS = (OSError, Image.DecompressionBombError, *_DAMAGE)
 
 
 def read_image_file(path: Path) -> bytes:
@@ -87,7 +76,7 @@ def decode_jpeg(data: bytes | memoryview, colours: str = "RGB", scale: int = 1) 
 
 
 def open_image(data: bytes | memoryview) -> Image.Image:
-    """Decode the whole image, in RGB."""
+    """Decode the whole image to RGB, as torchvision's ImageFolder does."""
     if is_plain_jpeg(data):
         return Image.fromarray(decode_jpeg(data))
     try:

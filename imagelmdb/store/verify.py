@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from imagelmdb.errors import BadImageError, StoreError, UserError
-from imagelmdb.parallel import count_cores, map_in_order
-from imagelmdb.store.format import Record
-from imagelmdb.store.images import open_image
+from imagelmdb.jpeg.crop import find_window
+from imagelmdb.jpeg.markers import JPEGError
+from imagelmdb.parallel import count_cores, make_bar, map_in_order
+from imagelmdb.store.images import read_image
 from imagelmdb.store.lmdbfile import datafile
-from imagelmdb.store.progress import make_bar
 from imagelmdb.store.reader import LMDBStore, find_files
 
 QUICK_RECORDS = 1000
@@ -32,13 +32,13 @@ def verify(
         for file in files:
             datafile.check_tree(file)
         store = LMDBStore(path)
-        parts = store.parts
+        opened = store.files
     except StoreError as error:
         return [str(error)]
     problems = []
-    for part in parts:
+    for file in opened:
         try:
-            part.check_arrays()
+            file.check_arrays()
         except StoreError as error:
             problems.append(str(error))
     indices = np.arange(len(store))
@@ -46,9 +46,8 @@ def verify(
         indices = np.linspace(0, len(store) - 1, QUICK_RECORDS).astype(np.int64)
     workers = count_cores() if workers is None else workers
     with make_bar(len(indices), show=progress) as bar:
-        for found in map_in_order(
-            partial(_check_record, store, _read_labels(store)), indices.tolist(), workers
-        ):
+        check = partial(_check_record, store, _read_labels(store))
+        for found in map_in_order(check, indices.tolist(), workers):
             bar.update()
             if found:
                 problems.append(found)
@@ -68,10 +67,12 @@ def _check_record(store: LMDBStore, labels: np.ndarray | None, index: int) -> st
     try:
         store.check(index)
         record = store[index]
-        size = _decoded_size(record, store.encoding)
+        size = read_image(record).size
+        if len(record.tile_index):
+            find_window(record.image, record.tile_index, (0, 0, *size))
     except StoreError as error:
         return str(error)
-    except BadImageError as error:
+    except (BadImageError, JPEGError) as error:
         return f"{store.where(index)}: {error}"
     if labels is not None and record.label != labels[index]:
         return f"{store.where(index)}: label {record.label}, but {labels[index]} in the store's list"
@@ -80,11 +81,3 @@ def _check_record(store: LMDBStore, labels: np.ndarray | None, index: int) -> st
             f"{store.where(index)}: {size[0]}x{size[1]} px, but {listed[0]}x{listed[1]} in the store's list"
         )
     return ""
-
-
-def _decoded_size(record: Record, encoding: str) -> tuple[int, int]:
-    """(width, height) after decoding all of the image."""
-    if encoding == "raw":
-        height, width = record.image.shape[:2]
-        return width, height
-    return open_image(record.image).size

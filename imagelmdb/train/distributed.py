@@ -4,7 +4,11 @@ There are three ways to start. torchrun gives each rank its place in the environ
 `--multiprocessing-distributed` makes this module start one process for each GPU. Otherwise one process is the
 whole run. No other module reads these variables of the environment.
 
-code = launch(train, config)      # calls train(config, world) on every rank
+code = launch(run, config)      # calls run(config, world) on every rank
+
+How a run stops: SIGTERM or SIGUSR1 to any rank sets that rank's `world.stop_requested`. The ranks tell each
+other at their next reading, every --print-freq steps or batches (engine.py, evaluate.py), and stop together.
+Rank 0 writes the checkpoint while the others wait. All end with 75, or with 143 if there is no checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -35,7 +39,6 @@ from imagelmdb.errors import (
     first_line,
     run_command,
 )
-from imagelmdb.train.board import Failure
 from imagelmdb.train.world import AgreedMistake, Place, World
 
 if TYPE_CHECKING:
@@ -140,8 +143,7 @@ def _run_rank(run: Callable[[Config, World], None], config: Config, place: Place
     A mistake or a bug of this rank alone is raised, after the other ranks have heard of it.
     """
     world = World(_meet(place), place)
-    world.board.watch()
-    with _on_stop_signals(lambda number, frame: world.request_stop()), closing(world.board):
+    with _on_stop_signals(lambda number, frame: world.request_stop()), world.board:
         try:
             _join(world, config, place)
             run(config, world)
@@ -152,13 +154,13 @@ def _run_rank(run: Callable[[Config, World], None], config: Config, place: Place
             return complain(end) if world.local_rank == 0 else end.exit_code
         except (UserError, OSError) as error:
             mistake = as_user_error(error)
-            world.board.fail(Failure(mistake.exit_code, f"rank {world.rank}: {mistake}"))
+            world.board.fail(mistake.exit_code, str(mistake))
             raise
         except Exception as error:
-            # A collective breaks when another rank has ended. That rank has 2 s to say why.
-            if other := world.board.find_failure(wait_seconds=2.0):
-                return other.code
-            world.board.fail(Failure(1, f"rank {world.rank}: {type(error).__name__}: {first_line(error)}"))
+            # A collective breaks when another rank has ended, and that rank has printed why.
+            if code := world.board.find_failure():
+                return code
+            world.board.fail(1, f"{type(error).__name__}: {first_line(error)}")
             raise
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,14 +22,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagelmdb.config import Config
-from imagelmdb.errors import Diverged, Stopped
+from imagelmdb.errors import Diverged, Stopped, StoppedUnsaved
 from imagelmdb.train.checkpoint import Checkpoints, load_optimizer, load_weights
 from imagelmdb.train.evaluate import autocast
 from imagelmdb.train.feed import Batch, Feed
-from imagelmdb.train.loss import make_loss
-from imagelmdb.train.metrics import Meter
-from imagelmdb.train.optim import make_optimizer, set_lr
-from imagelmdb.train.progress import Progress, Reading
+from imagelmdb.train.optim import make_loss, make_optimizer, set_lr
+from imagelmdb.train.progress import Meter, Progress, Reading
 from imagelmdb.train.schedule import lr_at
 from imagelmdb.train.world import World
 
@@ -134,13 +132,22 @@ class Trainer:
                 progress.add(measured, batch_size=config.batch_size, timed=timed)
             self._warming_up = False
             if line_due:
-                on_reading(self._make_reading(recent))
+                reading = Reading(
+                    epoch=self.progress.epoch,
+                    step=self.step,
+                    epoch_step=self.epoch_step,
+                    loss=recent.loss,
+                    lr=self.lr,
+                    images_per_sec=recent.images_per_sec,
+                    data_wait=recent.data_wait,
+                )
+                on_reading(reading)
                 recent = Progress()
-            if checkpoints is not None and (save_due or measured.save or measured.stop):
+            if measured.stop:
+                self.stop(checkpoints)
+            if checkpoints is not None and (save_due or measured.save):
                 self.save_checkpoint(checkpoints)
                 meter.restart_clock()
-            if measured.stop:
-                raise Stopped(f"stopped by a signal after step {self.step}: the checkpoint is written")
 
     def take_step(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
         """One optimiser step on this rank's share of a batch. Returns its mean loss, still on the device."""
@@ -168,6 +175,16 @@ class Trainer:
         if self.ema and (step + 1) % config.ema_every == 0:
             self.ema.update(self.model)
         return total
+
+    def stop(self, checkpoints: Checkpoints | None) -> NoReturn:
+        """End the run after a signal, on all ranks, with a checkpoint if the run has any."""
+        where = f"stopped by a signal after step {self.step}"
+        if checkpoints is None:
+            raise StoppedUnsaved(f"{where}: the run has no checkpoints")
+        self.save_checkpoint(checkpoints)
+        raise Stopped(
+            f"{where}: the checkpoint is written. To continue, run the same command with --resume auto"
+        )
 
     def save_checkpoint(
         self, checkpoints: Checkpoints, *, epoch: int | None = None, best: bool = False
@@ -199,17 +216,6 @@ class Trainer:
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-
-    def _make_reading(self, recent: Progress) -> Reading:
-        return Reading(
-            epoch=self.progress.epoch,
-            step=self.step,
-            epoch_step=self.epoch_step,
-            loss=recent.loss,
-            lr=self.lr,
-            images_per_sec=recent.images_per_sec,
-            data_wait=recent.data_wait,
-        )
 
 
 def _replicate(model: nn.Module, world: World) -> nn.Module:

@@ -9,6 +9,10 @@ with world.agree():
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,8 +21,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from imagelmdb.errors import UserError
-from imagelmdb.train.board import Board
+from imagelmdb.errors import UserError, first_line
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 10.0  # a rank may take so long to leave a collective that lost a rank; with NCCL none does
+READ_SECONDS = 2.0  # ten polls: enough for every rank to read the board
 
 
 class AgreedMistake(UserError):
@@ -81,12 +88,9 @@ class World:
 
     def check_same(self, value: str | int, mistake: str) -> None:
         """UserError on all ranks if the value of one differs from rank 0's."""
-        with self.agree():
-            key = f"same/{self._agreements}"
-            if self.is_main:
-                self.store.set(key, str(value))
-            elif self.store.get(key).decode() != str(value):
-                raise UserError(f"rank {self.rank}: {mistake}")
+        for rank, other in enumerate(values := self.gather(value)):
+            if other != values[0]:
+                raise AgreedMistake(f"rank {rank}: {mistake}")
 
     def gather(self, value: Any) -> list[Any]:
         """The value of each rank, in the order of the ranks."""
@@ -110,6 +114,12 @@ class World:
         dist.all_gather(rows, row)
         return torch.stack(rows)
 
+    def agree_to_stop(self) -> bool:
+        """Whether a signal asked any rank to stop. All ranks call this together, and wait for each other."""
+        if self.size == 1:
+            return self.stop_requested
+        return bool(self.sum_(torch.tensor(float(self.stop_requested), device=self.device)))
+
     def share_buffers(self, module: torch.nn.Module) -> None:
         """Copy rank 0's buffers (BatchNorm's statistics) to all ranks, so that they evaluate one model."""
         if self.size > 1:
@@ -130,3 +140,66 @@ class World:
         if verdict and self.is_main:  # the store may be in this process: wait until all ranks have read it
             self.store.wait([f"{name}/all_read"], timedelta(seconds=10))
         return verdict
+
+
+class Board:
+    """Where a rank writes that it failed, so that the other ranks end as well. It is in the rendezvous store.
+
+    A rank that waits in a collective for one that has failed would wait for minutes, or forever under NCCL.
+    So each rank has a thread that looks at the board five times a second. A training step pays nothing.
+    """
+
+    def __init__(self, store: dist.Store, *, rank: int, world_size: int):
+        self.rank = rank
+        self.world_size = world_size
+        self._store = store
+        self._watched = store.clone()  # the thread has a connection of its own
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="board", daemon=True)
+
+    def __enter__(self) -> Board:
+        if self.world_size > 1:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def fail(self, code: int, reason: str) -> None:
+        """Tell the other ranks, which end with this exit code within GRACE_SECONDS.
+
+        Waits until they have read it, since the store may be in this process.
+        """
+        if self.world_size == 1:
+            return
+        deadline = time.monotonic() + READ_SECONDS
+        with contextlib.suppress(RuntimeError):  # the store may have ended with its rank
+            self._store.set("failure", f"{code} rank {self.rank}: {reason}")
+            while self._store.add("failure_seen", 0) < self.world_size and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS / 4)
+
+    def find_failure(self) -> int | None:
+        """The exit code of another rank that failed, or None. It has READ_SECONDS to say so."""
+        if self.world_size == 1:
+            return None
+        with contextlib.suppress(RuntimeError):  # it did not come, or the store ended with its rank
+            self._store.wait(["failure"], timedelta(seconds=READ_SECONDS))
+            return int(self._store.get("failure").split()[0])
+        return None
+
+    def _watch(self) -> None:
+        code, reason = 1, ""
+        try:
+            while not reason:
+                if self._closed.wait(POLL_SECONDS):
+                    return
+                if self._watched.check(["failure"]):
+                    self._watched.add("failure_seen", 1)
+                    code, reason = self._watched.get("failure").decode().split(" ", 1)
+        except RuntimeError as error:
+            reason = f"the lost rendezvous store: {first_line(error)}"
+        if not self._closed.wait(GRACE_SECONDS):  # the main thread did not end by itself
+            print(f"rank {self.rank} ends because of {reason}", file=sys.stderr, flush=True)
+            os._exit(int(code))

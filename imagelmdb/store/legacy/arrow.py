@@ -24,6 +24,7 @@ which buffers it has.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -105,21 +106,15 @@ def _message(value: memoryview, at: int) -> tuple[memoryview, int]:
     return _slice(value, at, size), at + size
 
 
-_plans: dict[bytes, Field] = {}  # all records of a store have the same schema, so it is parsed once
-
-
+@lru_cache(64)  # all records of a store have the same schema, so it is parsed once
 def _plan(schema: bytes) -> Field:
     """The root field of a schema."""
-    if schema not in _plans:
-        table, kind, version, _ = _message_header(memoryview(schema))
-        start, count = _vector(memoryview(schema), table, 1)
-        if kind != SCHEMA or version not in (METADATA_V4, METADATA_V5) or count != 1:
-            raise ValueError("not the schema of one serialized object")
-        field, _ = _parse_field(memoryview(schema), _follow(memoryview(schema), start), version, 0, 0)
-        if len(_plans) > 64:  # so that a damaged database cannot fill the memory
-            _plans.clear()
-        _plans[schema] = field
-    return _plans[schema]
+    data = memoryview(schema)
+    table, kind, version, _ = _message_header(data)
+    start, count = _vector(data, table, 1)
+    if kind != SCHEMA or version not in (METADATA_V4, METADATA_V5) or count != 1:
+        raise ValueError("not the schema of one serialized object")
+    return _parse_field(data, _follow(data, start), version, 0, 0)[0]
 
 
 def _parse_field(data: memoryview, table: int, version: int, buffer: int, depth: int) -> tuple[Field, int]:

@@ -145,11 +145,6 @@ class _Machine:
         del self.stack[height:]
         return items
 
-    def short_bytes(self) -> None:
-        size = self.data[self.at]
-        self.at += 1
-        self.stack.append(bytes(self.take(size)))
-
     def text(self, layout: str) -> None:
         self.stack.append(str(self.take(self.number(layout)), "utf-8"))
 
@@ -225,7 +220,7 @@ _ACTIONS = {  # opcode -> what it does
     b"M"[0]: lambda m: m.stack.append(m.number("<H")),
     b"J"[0]: lambda m: m.stack.append(m.number("<i")),
     b"\x8a"[0]: _Machine.long,
-    b"U"[0]: _Machine.short_bytes,  # a str of Python 2
+    b"U"[0]: lambda m: m.stack.append(bytes(m.take(m.number("B")))),  # a str of Python 2
     b"B"[0]: lambda m: m.stack.append(m.take(m.number("<I"))),
     b"T"[0]: lambda m: m.stack.append(m.take(m.number("<I"))),
     b"\x8e"[0]: lambda m: m.stack.append(m.take(m.number("<Q"))),

@@ -36,7 +36,7 @@ class ListSource(ListedSource):
         labels, classes = index_labels(path, fields, lines)
         folders = [as_folder_name(name) for name in classes]
         self.paths = paths
-        names = Texts(_name(paths[i], folders[labels[i]]) for i in range(len(paths)))
+        names = Texts(_name(path, folders[label]) for path, label in zip(paths, labels, strict=True))
         if not are_unique(names):
             seen = set()
             i = next(i for i in range(len(names)) if names[i] in seen or seen.add(names[i]))
@@ -74,18 +74,14 @@ def index_labels(path: Path, fields: Texts, lines: array) -> tuple[np.ndarray, l
 
     An integer is the label itself. A class name's label is its rank among the sorted names.
     """
-    count = len(fields)
-    if not count or not fields[0].isdecimal():
-        classes = sorted({fields[i] for i in range(count)})
+    if not len(fields) or not fields[0].isdecimal():
+        classes = sorted(set(fields))
         rank = {name: label for label, name in enumerate(classes)}
-        return np.fromiter((rank[fields[i]] for i in range(count)), np.int32, count), classes
-    labels = np.empty(count, np.int32)
-    for i in range(count):
-        if not fields[i].isdecimal() or int(fields[i]) >= 2**31:
-            raise UserError(
-                f"{path}, line {lines[i]}: the label {fields[i]!r} is not an integer, as those above are"
-            )
-        labels[i] = int(fields[i])
+        return np.fromiter((rank[field] for field in fields), np.int32, len(fields)), classes
+    for field, line in zip(fields, lines, strict=True):
+        if not field.isdecimal() or int(field) >= 2**31:
+            raise UserError(f"{path}, line {line}: the label {field!r} is not an integer, as those above are")
+    labels = np.fromiter(map(int, fields), np.int32, len(fields))
     return labels, read_class_names(path.parent, labels)
 
 

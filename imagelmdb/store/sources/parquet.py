@@ -34,7 +34,7 @@ class ParquetSource(ListedSource):
 
     def __init__(self, description: str, paths: Sequence[str | Path]):
         self.paths = [Path(path).expanduser().absolute() for path in paths]
-        self._cursors = _Cursors()
+        self._cursors: _Cursors | None = None
         labels, files, groups = [], Texts(), []
         classes = None
         row = 0
@@ -42,8 +42,8 @@ class ParquetSource(ListedSource):
             file = open_parquet(path)
             self.column, path_column = find_columns(path, file.schema_arrow)
             labels.append(read_labels(path, file))
-            for text in read_file_names(file, path_column):
-                files.append(text)
+            for name in read_file_names(file, path_column):
+                files.append(name)
             classes = classes or read_hub_classes(file.schema_arrow)
             for group in range(file.num_row_groups):
                 groups.append((row, part, group))
@@ -73,23 +73,20 @@ class ParquetSource(ListedSource):
         return None
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_cursors"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ |= state
-        self._cursors = _Cursors()
+        return self.__dict__ | {"_cursors": None}
 
     def read_image(self, index: int) -> bytes:
         found = int(np.searchsorted(self.groups[:, 0], index, side="right")) - 1
         first, part, group = self.groups[found].tolist()
-        if self._cursors.process != os.getpid():  # the fork may have copied a lock while it was taken
+        # A fork may have copied a lock while it was taken.
+        if self._cursors is None or self._cursors.process != os.getpid():
             self._cursors = _Cursors()
         image = self._cursors.read(self.paths[part], group, self.column, index - first).as_py()
         if image is None:
             raise ValueError("the row has no image bytes")
         return image
 
-    def facts(self) -> tuple:
+    def fingerprint_extras(self) -> tuple:
         return (self.groups,)
 
 
@@ -161,9 +158,8 @@ def find_columns(path: Path, schema) -> tuple[str, str | None]:
     if types.is_struct(image):
         fields = {image.field(i).name: image.field(i).type for i in range(image.num_fields)}
         if "bytes" in fields:
-            has_text = "path" in fields and (
-                types.is_string(fields["path"]) or types.is_large_string(fields["path"])
-            )
+            path_type = fields.get("path", fields["bytes"])
+            has_text = types.is_string(path_type) or types.is_large_string(path_type)
             return "image.bytes", "image.path" if has_text else None
     elif types.is_binary(image) or types.is_large_binary(image):
         return "image", None

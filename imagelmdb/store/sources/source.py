@@ -1,15 +1,7 @@
 """What a conversion reads: a Source lists images with their labels, and reads any of them in any order.
 
-A new source is one class in one file, and one line in the table of `sources/__init__.py`. Most of them derive
-from ListedSource and add this:
-
-    class MySource(ListedSource):
-        takes = ()                      # or "devkit", "root": the options of open_source that it uses
-
-        @classmethod
-        def open_at(cls, place: Place) -> MySource | None: ...    # None if this place is not one of its own
-
-        def read_image(self, index: int) -> bytes: ...            # the bytes of one image file
+A new source is one class in one file, and one line in the table of `sources/__init__.py`: docs/extending.md
+shows one. Most derive from ListedSource and add `kind`, open_at and read_image.
 
 The list of 1.28 M images takes about 60 MB and is cheap to pickle: names in one buffer, numbers in arrays.
 """
@@ -26,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from imagelmdb.errors import UserError
+from imagelmdb.store.sources.place import Place
 from imagelmdb.store.texts import Texts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
@@ -41,12 +34,21 @@ class Sample(NamedTuple):
 
 
 class Source(Protocol):
-    """A list of labelled images. It is picklable, and any process and any thread may read it."""
+    """A list of labelled images. It is picklable, and any process and any thread may read it.
+
+    A class that derives from it gets what has a default here.
+    """
 
     description: str  # one line, such as "folder /imagenet/train"
     classes: list[str]
-    encoding: str  # how its images are stored unless the user says otherwise: "jpeg" or "raw"
-    reads: Sequence[Path]  # the files or folders it reads, which a conversion must not write into
+    encoding: str = "jpeg"  # how its images are stored unless the user says otherwise; or "raw"
+    reads: Sequence[Path] = ()  # the files or folders it reads, which a conversion must not write into
+    takes: tuple[str, ...] = ()  # the options of open_source that it uses: "devkit", "root"
+
+    @classmethod
+    def open_at(cls, place: Place) -> Source | None:
+        """The source at this place, for open_source. None if the place is not one of its kind."""
+        return None
 
     def __len__(self) -> int: ...
 
@@ -60,12 +62,10 @@ class Source(Protocol):
         """A digest of what is listed. It leaves out paths and times: data that was moved is the same data."""
 
 
-class ListedSource:
+class ListedSource(Source):
     """A Source that knows all names and labels from the start. Subclasses add read_image(index) -> bytes."""
 
     kind: str  # part of the fingerprint
-    encoding = "jpeg"
-    takes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -105,9 +105,12 @@ class ListedSource:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        return digest(self.kind, self.classes, self.labels, self.names.ends, self.names.buffer, *self.facts())
+        names = self.names
+        return digest(
+            self.kind, self.classes, self.labels, names.ends, names.buffer, *self.fingerprint_extras()
+        )
 
-    def facts(self) -> tuple:
+    def fingerprint_extras(self) -> tuple:
         """More buffers for the fingerprint, if two sources with the same names can still differ."""
         return ()
 
