@@ -35,20 +35,25 @@ def flip(store: Path, target: Path, at: int) -> Path:
     return target
 
 
-def find_image(store: Path, index: int) -> int:
-    """The offset of the middle of a record's image."""
-    image = bytes(LMDBStore(store)[index].image)
-    return store.read_bytes().index(image) + len(image) // 2
-
-
-def find_label(store: Path, index: int) -> int:
-    """The offset of a label in the store's list."""
-    offsets = {
+def locate(store: Path) -> dict[bytes, int]:
+    """By key, where a value begins in the file."""
+    return {
         key: int(offset)
         for values in datafile.locate_all(store)
         for key, offset in zip(values.keys.as_bytes(), values.offsets, strict=True)
     }
-    return offsets[b"__labels__"] + 4 * index
+
+
+def find_image(store: Path, index: int) -> int:
+    """The offset of the middle of a record's image."""
+    records = LMDBStore(store)
+    key = records.where(index).split()[-1].encode()
+    return locate(store)[key] + len(records[index].image) // 2
+
+
+def find_label(store: Path, index: int) -> int:
+    """The offset of a label in the store's list."""
+    return locate(store)[b"__labels__"] + 4 * index
 
 
 def read_training(path, **options):

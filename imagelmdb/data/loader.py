@@ -49,6 +49,7 @@ def make_train_loader(
     repeats: int = 1,
     node_shards: Sequence[Mapping[int, int]] | None = None,
     prefetch_pages: bool = False,
+    check: str = "once",
 ) -> StoreLoader:
     """Random crops in random order. An epoch drops its last partial batch.
 
@@ -59,7 +60,8 @@ def make_train_loader(
     decode: a name in imagelmdb.decode.DECODERS, or a decoder.
     shuffle: full, block, local or none, see imagelmdb.order.sampler. repeats: how often each image comes in a
     row. node_shards: for "local", what `find_local_shards` found on each node. prefetch_pages: ask the disk
-    ahead for records, for stores that are larger than memory.
+    ahead for records, for stores that are larger than memory. check: when to compare checksums, see
+    CheckedRecords.
     """
     store = _open_store(path, lmdb, partial=shuffle == "local")
     runs = None
@@ -75,6 +77,7 @@ def make_train_loader(
         decoder=_get_decoder(decode),
         transform=transform,
         prefetch_steps=BATCHES_PER_WORKER * max(workers, 1) if prefetch_pages else 0,
+        check=check,
     )
     return StoreLoader(dataset, size, workers=workers)
 
@@ -90,6 +93,7 @@ def make_eval_loader(
     workers: int | None = None,
     lmdb: bool | None = None,
     decode: str | Decoder = "cpu",
+    check: str = "once",
 ) -> StoreLoader:
     """Centre crops in the stored order, every image once. The last batch is short, and empty on some ranks.
 
@@ -102,7 +106,8 @@ def make_eval_loader(
     store = _open_store(path, lmdb)
     order = {"shuffle": "none", "keep_last": True}
     sampler = Sampler(len(store), batch_size=batch_size, **_find_rank(rank, world_size), **order)
-    dataset = BatchDataset(store, sampler, crop_rule=EvalCrop(resize), decoder=_get_decoder(decode))
+    decoder = _get_decoder(decode)
+    dataset = BatchDataset(store, sampler, crop_rule=EvalCrop(resize), decoder=decoder, check=check)
     return StoreLoader(dataset, size, workers=count_loader_workers(workers))
 
 
@@ -118,7 +123,7 @@ def make_loaders(
     shared = {"batch_size": config.batch_size, "world_size": world_size}
     if config.dummy:
         return DummyLoader(images=config.dummy_images, size=config.train_size, device=device, **shared), None
-    shared |= {"rank": rank, "workers": config.loader_workers, "lmdb": config.lmdb}
+    shared |= {"rank": rank, "workers": config.loader_workers, "lmdb": config.lmdb, "check": config.check}
     val = make_eval_loader(
         config.val, size=config.val_size, resize=config.eval_resize, decode=config.decode, **shared
     )

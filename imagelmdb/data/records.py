@@ -42,25 +42,25 @@ class CheckedRecords:
 
     def __getitem__(self, index: int) -> Record:
         record = self.store[index]
-        if self.check == "always" or (self.check == "once" and not self._checked[index]):
+        if self.check == "always" or (self.check == "once" and not self.checked[index]):
             try:
                 self.store.check(index)
             except StoreError as error:
                 raise StoreError(f"{error}; {self.store.advice}") from error
-            self._checked[index] = True
+            self.checked[index] = True
         return record
 
     @cached_property
     def _note(self) -> torch.Tensor:
-        """Which records were compared, bool [n]."""
+        """bool [n], in memory that processes share."""
         note = torch.zeros(len(self.store), dtype=torch.bool)
         with contextlib.suppress(RuntimeError):  # no room in /dev/shm: then each worker has a note of its own
             note.share_memory_()
         return note
 
     @cached_property
-    def _checked(self) -> np.ndarray:
-        """The note as numpy, which reads an item in 0.1 us. torch takes 2 us."""
+    def checked(self) -> np.ndarray:
+        """Which records were compared so far. numpy reads an item in 0.1 us, torch in 2 us."""
         return self._note.numpy()
 
     def __getstate__(self) -> dict:

@@ -49,6 +49,7 @@ class Store(Protocol):
     class_to_idx: dict[str, int]
     labels: np.ndarray  # int32 [n]
     sizes: np.ndarray | None  # int32 [n, 2], (width, height) in px; None if only the images know
+    has_checksums: bool  # if not, check and check_arrays have nothing to compare with and do nothing
     advice: str  # what a user can do about a damaged record, as the end of a message
 
     def __len__(self) -> int: ...
@@ -64,15 +65,8 @@ class Store(Protocol):
     def prefetch(self, indices: Iterable[int]) -> None:
         """Ask the kernel to read these records ahead. Returns at once."""
 
-    @property
-    def has_checksums(self) -> bool:
-        """Whether the two methods below have something to compare with. Otherwise they do nothing."""
-
     def check_arrays(self) -> None:
         """Raise StoreError if the labels, sizes or names are not what was written."""
 
     def check(self, index: int) -> None:
-        """Raise StoreError if the record is not what was written, for example if its checksum differs.
-
-        Does nothing if the store knows nothing to compare the record with.
-        """
+        """Raise StoreError if the record is not what was written, for example if its checksum differs."""

@@ -29,6 +29,7 @@ def export(store: Store, folder: str | Path, *, progress: bool = False) -> int:
     written = set()
     with make_bar(len(store), show=progress) as bar:
         for index in range(len(store)):
+            store.check(index)
             record = store[index]
             name = PurePosixPath(store.name(index)).name or f"{index:08d}"
             stem = folder / folders[record.label] / name

@@ -5,7 +5,7 @@ A store is one LMDB, or a directory of shards, each of them an LMDB with these e
     b"00000000", ...  one record for each key (8 digits): msgpack [image, label, tile index, checksum]
     b"__len__"        msgpack int, the number of records
     b"__keys__"       msgpack array of the records' keys, in index order
-    b"__meta__"       msgpack map, the fields of Meta
+    b"__meta__"       msgpack map, the fields of Meta, and "checksum" over them
     b"__labels__"     int32[n]            \\
     b"__sizes__"      int32[n, 2]          | flat little-endian arrays in index order. Sizes are
     b"__checksums__"  uint64[n]            | (width, height). Name i is the UTF-8 text
@@ -28,6 +28,10 @@ is the 3 bytes aa bb cc, its label 7, and it has no tile index, then its value i
 Readers of older tools know `value[0]` (the image) and `value[1]` (the label), `__len__` and `__keys__`. They
 can read such a store without a change.
 
+A record's checksum is the 64-bit XXH3 of the image, the label (an int32) and the tile index, one after the
+other. That of `__meta__` is the XXH3 of the map without it. Format 1, which release 0.1.0 wrote, has BLAKE2
+with 64 bits for records, which takes 15 times as long, and no checksum in `__meta__`.
+
 Extents are there because py-lmdb touches every page of a value that it returns, and a crop needs few of them.
 A value that fills whole pages of its own keeps its place in the file until somebody writes it again.
 
@@ -44,10 +48,12 @@ from typing import NamedTuple
 
 import msgpack
 import numpy as np
+import xxhash
 
 from imagelmdb.errors import StoreError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+CHECKSUM_NAMES = {1: "blake2b", 2: "xxh3"}  # version -> how `imagelmdb info` names its checksums
 
 KEY_WIDTH = 8
 LEN_KEY = b"__len__"
@@ -64,6 +70,8 @@ ARRAYS = {  # name -> key, dtype on disk, shape of one row
     "positions": (b"__positions__", np.dtype("<i8"), ()),
     "extents": (b"__extents__", np.dtype("<i8"), (2,)),
 }
+
+_LABELS = range(2**31)
 
 
 class Record(NamedTuple):
@@ -102,18 +110,23 @@ class Meta:
     summary: dict = field(default_factory=dict)  # what the conversion counted, for `imagelmdb info`
 
     def pack(self) -> bytes:
-        return msgpack.packb(asdict(self))
+        found = asdict(self)
+        return msgpack.packb(found | {"checksum": _checksum_map(found)})
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> Meta:
-        """Raise StoreError if `data` is not the fields of this version."""
+        """Raise StoreError if `data` is not what was written, or is of a later version."""
         try:
             found = msgpack.unpackb(data)
             version = found["version"]
         except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
             raise StoreError(f"{META_KEY.decode()} is damaged ({error or type(error).__name__})") from error
-        if version != FORMAT_VERSION:
-            raise StoreError(f"format version {version!r}, but this release reads version {FORMAT_VERSION}")
+        if version not in CHECKSUM_NAMES:
+            raise StoreError(
+                f"format version {version!r}, but this release reads up to version {FORMAT_VERSION}"
+            )
+        if version > 1 and found.pop("checksum", None) != _checksum_map(found):
+            raise StoreError(f"{META_KEY.decode()} is damaged: its checksum differs")
         try:
             return cls(**{name: found[name] for name in (f.name for f in fields(cls))})
         except KeyError as error:
@@ -125,12 +138,18 @@ def make_key(position: int) -> bytes:
     return b"%0*d" % (KEY_WIDTH, position)
 
 
-def checksum(image: bytes | memoryview, label: int, tile_index: bytes) -> int:
-    """64 bits of a BLAKE2 over the whole record."""
-    digest = hashlib.blake2b(image, digest_size=8)
+def checksum(
+    image: bytes | memoryview, label: int, tile_index: bytes, *, version: int = FORMAT_VERSION
+) -> int:
+    """64 bits over the whole record."""
+    digest = hashlib.blake2b(image, digest_size=8) if version == 1 else xxhash.xxh3_64(image)
     digest.update(struct.pack("<i", label))
     digest.update(tile_index)
-    return int.from_bytes(digest.digest(), "little")
+    return int.from_bytes(digest.digest(), "little") if version == 1 else digest.intdigest()
+
+
+def _checksum_map(values: dict) -> int:
+    return xxhash.xxh3_64(msgpack.packb(values)).intdigest()
 
 
 def pack_record(image: bytes, label: int, tile_index: bytes) -> tuple[bytes, int]:
@@ -153,6 +172,8 @@ def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:
         raise StoreError(f"has a damaged tail ({error or type(error).__name__})") from error
     if type(label) is not int or type(tile_index) is not bytes or type(check) is not int:
         raise StoreError("has a damaged tail")
+    if label not in _LABELS:
+        raise StoreError(f"has the label {label}")
     return value[start:end], label, tile_index, check
 
 
