@@ -79,11 +79,9 @@ READERS = [read_training, read_evaluation, read_folder, read_stream]
 @pytest.mark.parametrize("read", READERS)
 def test_a_flipped_bit_in_an_image_is_noticed_by_every_reader(store, tmp_path, read):
     damaged = flip(store, tmp_path / "damaged.lmdb", find_image(store, 17))
-    message = (
-        r"damaged.lmdb key 00000017 \(a/\d+.JPEG\): its checksum differs; `imagelmdb verify .*` lists all"
-    )
+    named = r"index 17, /.*damaged.lmdb key 00000017 \(a/\d+.JPEG\): its checksum differs"
     for options in ({}, {"check": "always"}):
-        with pytest.raises(StoreError, match=message):
+        with pytest.raises(StoreError, match=rf"{named}; `imagelmdb verify .*` lists all"):
             read(damaged, **options)
 
 

@@ -46,7 +46,7 @@ class CheckedRecords:
             try:
                 self.store.check(index)
             except StoreError as error:
-                raise StoreError(f"{error}; {self.store.advice}") from error
+                raise StoreError(f"index {index}, {error}; {self.store.advice}") from error
             self.checked[index] = True
         return record
 
