@@ -1,6 +1,7 @@
 """Damage that decodes without a warning is noticed when a record is first read."""
 
 import lzma
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -162,6 +163,62 @@ def test_a_pickled_copy_begins_anew(store):
     records[3]
     copy = pickle.loads(pickle.dumps(records))
     assert records.checked.sum() == 1 and copy.checked.sum() == 0 and copy[3].label == records[3].label
+
+
+# A store that changes while it is being read
+
+
+def open_copy(store: Path, tmp_path: Path) -> tuple[Path, ImageFolderLMDB]:
+    """A copy that was written long ago, and all of it compared."""
+    path = tmp_path / "changing.lmdb"
+    shutil.copy(store, path)
+    os.utime(path, ns=(0, 0))
+    dataset = ImageFolderLMDB(path)
+    assert len([dataset[index] for index in range(COUNT)]) == COUNT
+    return path, dataset
+
+
+def test_records_are_compared_again_when_somebody_has_written_to_the_store(store, tmp_path):
+    path, dataset = open_copy(store, tmp_path)
+    with path.open("r+b") as file:
+        file.seek(find_image(path, 17))
+        file.write(b"x")
+    assert dataset[16]
+    with pytest.raises(StoreError, match=r"index 17, .* its checksum differs"):
+        dataset[17]
+
+
+def test_another_store_written_over_a_store_is_noticed(store, tmp_path):
+    path, dataset = open_copy(store, tmp_path)
+    other = write_store(make_tree(tmp_path / "tree", {"a": 8, "b": 20, "c": 12}), tmp_path / "other.lmdb")
+    with path.open("r+b") as file:
+        file.write(other.read_bytes())
+    with pytest.raises(StoreError, match=r"was (?:written to|cut off) while it was being read"):
+        dataset[3]
+
+
+def test_touch_changes_nothing(store, tmp_path):
+    path, dataset = open_copy(store, tmp_path)
+    os.utime(path)
+    assert dataset[3]
+
+
+def test_a_store_that_is_cut_off_is_an_error_and_not_a_signal(store, tmp_path):
+    path, dataset = open_copy(store, tmp_path)
+    os.truncate(path, 10_000)
+    with pytest.raises(StoreError, match="was cut off while it was being read, to 10000 bytes"):
+        dataset[3]
+
+
+def test_a_store_that_is_renamed_replaced_or_deleted_stays_what_it_was(store, tmp_path):
+    path, dataset = open_copy(store, tmp_path)
+    expected = np.asarray(dataset[3][0]).tolist()
+    path.rename(tmp_path / "elsewhere.lmdb")
+    path.write_bytes(b"another file")
+    assert np.asarray(dataset[3][0]).tolist() == expected
+    path.unlink()
+    (tmp_path / "elsewhere.lmdb").unlink()
+    assert np.asarray(dataset[3][0]).tolist() == expected
 
 
 # Stores of format 1, which release 0.1.0 wrote

@@ -29,6 +29,8 @@ class CheckedRecords:
     check: compare a record's checksum when it is read for the first time ("once"), at each read ("always"),
     or never ("off"). The lists of labels, sizes and names are compared at the start, except for "off".
 
+    If somebody writes to the store meanwhile, all of it is compared again.
+
     Forked and spawned workers share the note of what is checked. Any other copy begins anew.
     """
 
@@ -41,6 +43,8 @@ class CheckedRecords:
         _ = self._note  # made before any worker, so that they share it
 
     def __getitem__(self, index: int) -> Record:
+        if self.store.has_changed(index) and self.check != "off":
+            self._begin_anew()
         record = self.store[index]
         if self.check == "always" or (self.check == "once" and not self.checked[index]):
             try:
@@ -49,6 +53,14 @@ class CheckedRecords:
                 raise StoreError(f"index {index}, {error}; {self.store.advice}") from error
             self.checked[index] = True
         return record
+
+    def _begin_anew(self) -> None:
+        """After somebody has written to the store: it may have been only `touch`."""
+        try:
+            self.store.check_arrays()
+        except StoreError as error:
+            raise StoreError(f"{self.store.path} was written to while it was being read: {error}") from error
+        self.checked[:] = False
 
     @cached_property
     def _note(self) -> torch.Tensor:

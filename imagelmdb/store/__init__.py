@@ -65,6 +65,9 @@ class Store(Protocol):
     def prefetch(self, indices: Iterable[int]) -> None:
         """Ask the kernel to read these records ahead. Returns at once."""
 
+    def has_changed(self, index: int) -> bool:
+        """Whether somebody wrote to the record's file since it was opened, or since the last True."""
+
     def check_arrays(self) -> None:
         """Raise StoreError if the labels, sizes or names are not what was written."""
 

@@ -95,6 +95,10 @@ class LMDBStore:
             file, local = self._locate(index)
             file.prefetch(local)
 
+    def has_changed(self, index: int) -> bool:
+        file, _ = self._locate(index)
+        return file.has_changed()
+
     def check(self, index: int) -> None:
         file, local = self._locate(index)
         file.check(local)

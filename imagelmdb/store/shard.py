@@ -50,6 +50,8 @@ class StoreFile(Protocol):
 
     def prefetch(self, index: int) -> None: ...
 
+    def has_changed(self) -> bool: ...
+
     def check(self, index: int) -> None: ...
 
     def check_arrays(self) -> None: ...
@@ -108,6 +110,9 @@ class Shard:
 
     def where(self, index: int) -> str:
         return f"{self.path} key {make_key(self._position(index)).decode()}"
+
+    def has_changed(self) -> bool:
+        return self.environment.has_changed()
 
     def check(self, index: int) -> None:
         """Raise StoreError if a checksum differs: in the record, or in the list of all of them."""

@@ -77,6 +77,10 @@ class FolderStore(FolderSource):
     def where(self, index: int) -> str:
         return str(self.path / self.name(index))
 
+    def has_changed(self, index: int) -> bool:
+        """No: each file is read anew."""
+        return False
+
     def check_arrays(self) -> None:
         """Does nothing: nobody has written down what the files should contain."""
 
