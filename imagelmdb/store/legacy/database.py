@@ -69,16 +69,19 @@ class KeyList:
     def __getitem__(self, index: int) -> bytes:
         return b"%0*d" % (self._width, index) if self._texts is None else self._texts.encoded(index)
 
-    def make_finder(self) -> Callable[[bytes], int]:
-        """A function that gives the index of a key; -1 for a key that is not in the list."""
+    def make_finder(self) -> Callable[[list[bytes]], list[int]]:
+        """A function that gives the indices of many keys; -1 for a key that is not in the list."""
         if self._texts is None:
-            return self._find_number
+            return self._find_numbers
         indices = {self[index]: index for index in range(len(self))}
-        return lambda key: indices.get(key, -1)
+        return lambda keys: [indices.get(key, -1) for key in keys]
 
-    def _find_number(self, key: bytes) -> int:
-        number = int(key) if key.isdigit() else -1
-        return number if number < self._count and self[number] == key else -1
+    def _find_numbers(self, keys: list[bytes]) -> list[int]:
+        width, count = self._width, self._count
+        numbers = [int(key) if key.isdigit() else count for key in keys]
+        written = (b"%0*d" % (width, number) for number in numbers)
+        found = zip(numbers, written, keys, strict=True)
+        return [number if number < count and text == key else -1 for number, text, key in found]
 
 
 class Extents:
@@ -97,7 +100,7 @@ class Extents:
         for (name, keys), end in zip(databases, self._ends, strict=True):
             find, start = keys.make_finder(), end - len(keys)
             for values in datafile.locate_all(environment.path, name):
-                indices = np.array(list(map(find, values.keys.as_bytes())), np.int64)
+                indices = np.array(find(values.keys.as_bytes()), np.int64)
                 ours = indices >= 0
                 self._offsets[start + indices[ours]] = values.offsets[ours]
                 self._sizes[start + indices[ours]] = values.sizes[ours]

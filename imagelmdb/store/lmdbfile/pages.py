@@ -65,13 +65,9 @@ class Keys(NamedTuple):
     def padded(self, width: int) -> np.ndarray:
         return np.pad(self.words, ((0, 0), (0, width - self.words.shape[1])))
 
-    def letters(self) -> np.ndarray:
-        """The keys as uint8[n, longest], padded with zeros."""
-        return self.words.astype(">u8").view(np.uint8)
-
     def as_bytes(self) -> list[bytes]:
-        sizes = self.sizes.tolist()
-        return [row.tobytes()[:size] for row, size in zip(self.letters(), sizes, strict=True)]
+        data, width = self.words.astype(">u8").tobytes(), 8 * self.words.shape[1]
+        return [data[width * row : width * row + size] for row, size in enumerate(self.sizes.tolist())]
 
 
 class Nodes(NamedTuple):
