@@ -48,7 +48,7 @@ class HuffmanTable(NamedTuple):
 
 
 class Scan(NamedTuple):
-    components: tuple[int, ...]  # their positions in the frame header
+    components: tuple[int, ...]  # their numbers in the frame header, from 0
     dc_tables: tuple[HuffmanTable | None, ...]  # as they are defined where the scan starts
     ac_tables: tuple[HuffmanTable | None, ...]
     first: int  # the first and the last coefficient of each block: Ss and Se
@@ -98,14 +98,14 @@ def parse(data: bytes) -> Header:
     if data[:2] != b"\xff\xd8":
         raise JPEGError("not a JPEG: it does not start with FF D8")
     header, huffman, restart, at = Header(), {}, 0, 2
-    ends = _marker_positions(data)
+    marks = _find_markers(data)
     while True:
         marker, at = _next_marker(data, at)
         if marker == EOI:
             break
         body, at = _segment(data, at)
         if marker == SOS:
-            end = _scan_end(data, ends, at)
+            end = _scan_end(data, marks, at)
             header.scans.append(_parse_scan(body, header, huffman, restart, at, end))
             at = end
         elif marker == DHT:
@@ -134,7 +134,7 @@ def parse(data: bytes) -> Header:
 
 
 def _find_frame(data: bytes) -> int:
-    """The position of the frame header's marker."""
+    """The byte where the frame header's marker is."""
     if data[:2] != b"\xff\xd8":
         raise JPEGError("not a JPEG: it does not start with FF D8")
     at, size = 2, len(data)
@@ -154,7 +154,7 @@ def _find_frame(data: bytes) -> int:
 
 
 def _next_marker(data: bytes, at: int) -> tuple[int, int]:
-    """(marker, position after it). Skips fill bytes and refuses any other byte before the marker."""
+    """(marker, the byte after it). Skips fill bytes and refuses any other byte before the marker."""
     start, size = at, len(data)
     while at < size and data[at] == 0xFF:
         at += 1
@@ -172,23 +172,23 @@ def _segment(data: bytes, at: int) -> tuple[bytes, int]:
     return data[at + 2 : at + length], at + length
 
 
-def _marker_positions(data: bytes) -> np.ndarray:
-    """The positions of all FF that neither 00 nor RSTn follows: one of them ends a scan."""
+def _find_markers(data: bytes) -> np.ndarray:
+    """The bytes of all FF that neither 00 nor RSTn follows: one of them ends a scan."""
     flat = np.frombuffer(data, np.uint8)
     ff = np.flatnonzero(flat[:-1] == 0xFF)
     following = flat[ff + 1]
     return ff[(following != 0) & (following & 0xF8 != RST0)]
 
 
-def _scan_end(data: bytes, positions: np.ndarray, at: int) -> int:
-    for position in positions[np.searchsorted(positions, at) :].tolist():
-        after = position + 1
+def _scan_end(data: bytes, marks: np.ndarray, at: int) -> int:
+    for mark in marks[np.searchsorted(marks, at) :].tolist():
+        after = mark + 1
         while after < len(data) and data[after] == 0xFF:
             after += 1
         if after < len(data) and data[after] & 0xF8 != RST0:  # RSTn may have fill bytes before it, too
             if data[after] == 0:
                 raise JPEGError("FF FF 00 inside entropy-coded data")
-            return position
+            return mark
     raise JPEGError("truncated: no EOI")
 
 
@@ -205,19 +205,19 @@ def _parse_frame(body: bytes, header: Header, *, progressive: bool) -> None:
         raise JPEGError(f"a frame of {header.width} x {header.height} px")
     if body[5] not in (1, 3):
         raise JPEGError(f"{body[5]} components (CMYK has 4)")
-    parts = [
+    found = [
         Component(body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2]) for i in range(6, len(body), 3)
     ]
-    if len({part.identifier for part in parts}) != len(parts):
+    if len({c.identifier for c in found}) != len(found):
         raise JPEGError("two components have the same name")
-    if any(not (1 <= part.h <= 4 and 1 <= part.v <= 4 and part.quant <= 3) for part in parts):
+    if any(not (1 <= c.h <= 4 and 1 <= c.v <= 4 and c.quant <= 3) for c in found):
         raise JPEGError("a sampling factor or a table number is out of range")
-    if len(parts) == 1:  # the sampling factors of a single component mean nothing
-        parts = [parts[0]._replace(h=1, v=1)]
-    h_max, v_max = max(part.h for part in parts), max(part.v for part in parts)
-    if sum(part.h * part.v for part in parts) > 10 or any(h_max % part.h or v_max % part.v for part in parts):
+    if len(found) == 1:  # the sampling factors of a single component mean nothing
+        found = [found[0]._replace(h=1, v=1)]
+    h_max, v_max = max(c.h for c in found), max(c.v for c in found)
+    if sum(c.h * c.v for c in found) > 10 or any(h_max % c.h or v_max % c.v for c in found):
         raise JPEGError("sampling factors that do not fit one interleaved scan")
-    header.components = tuple(parts)
+    header.components = tuple(found)
 
 
 def _parse_quants(body: bytes, header: Header) -> None:
@@ -258,7 +258,7 @@ def _parse_scan(
         raise JPEGError("a scan before the frame header")
     if not body or len(body) != 4 + 2 * body[0] or not 1 <= body[0] <= len(header.components):
         raise JPEGError("the scan header has the wrong length")
-    names = [part.identifier for part in header.components]
+    names = [component.identifier for component in header.components]
     if not set(body[1:-3:2]) <= set(names):
         raise JPEGError("a scan of an unknown component")
     order = tuple(names.index(identifier) for identifier in body[1:-3:2])
