@@ -12,10 +12,14 @@ import torch
 from stores import make_tree, write_store
 from torch.utils.data import DataLoader
 
+from imagelmdb.config import parse_config
 from imagelmdb.data.datasets import ImageFolderLMDB, IterableLMDB
-from imagelmdb.data.loader import make_eval_loader, make_train_loader
+from imagelmdb.data.loader import make_eval_loader, make_loaders, make_train_loader
 from imagelmdb.data.records import CheckedRecords
+from imagelmdb.decode.pillow import PillowDecoder
 from imagelmdb.errors import StoreError, UserError
+from imagelmdb.store.convert import convert
+from imagelmdb.store.export import export
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.reader import LMDBStore
 
@@ -163,6 +167,59 @@ def test_a_pickled_copy_begins_anew(store):
     records[3]
     copy = pickle.loads(pickle.dumps(records))
     assert records.checked.sum() == 1 and copy.checked.sum() == 0 and copy[3].label == records[3].label
+
+
+def test_damage_in_meta_is_noticed_when_the_store_is_opened(store, tmp_path):
+    meta = locate(store)[b"__meta__"]
+    at = store.read_bytes().index(b"a", store.read_bytes().index(b"classes", meta) + 8)
+    with pytest.raises(StoreError, match="__meta__ is damaged: its checksum differs"):
+        len(LMDBStore(flip(store, tmp_path / "damaged.lmdb", at)))
+
+
+def test_a_conversion_and_an_export_do_not_pass_damage_on(store, tmp_path):
+    damaged = flip(store, tmp_path / "damaged.lmdb", find_image(store, 17))
+    report = convert(damaged, tmp_path / "again.lmdb", workers=0)
+    assert not report.complete
+    assert [(bad.position, "checksum differs" in bad.reason) for bad in report.bad] == [(17, True)]
+    with pytest.raises(StoreError, match=r"key 00000017 .*checksum differs"):
+        export(LMDBStore(damaged), tmp_path / "tree")
+
+
+def test_info_names_the_checksums(store):
+    assert LMDBStore(store).describe()["checksums"] == "xxh3"
+
+
+def test_a_run_checks_as_its_option_says(store):
+    for check in ("always", "off"):
+        options = [
+            "--train",
+            str(store),
+            "--val",
+            str(store),
+            "--lmdb",
+            "-b",
+            "4",
+            "-j",
+            "0",
+            "--check",
+            check,
+        ]
+        config, _ = parse_config(options)
+        loaders = make_loaders(config, rank=0, world_size=1, device=torch.device("cpu"))
+        assert [loader.dataset.records.check for loader in loaders] == [check] * 2
+
+
+class OnGPU(PillowDecoder):
+    on_gpu = True
+
+
+def test_files_have_no_checksums_and_decoding_on_a_gpu_says_so(store, recwarn):
+    make_eval_loader(store, batch_size=4, workers=0, decode=OnGPU())
+    make_eval_loader(store.parent / "tree", batch_size=4, workers=0)
+    make_eval_loader(store.parent / "tree", batch_size=4, workers=0, decode=OnGPU(), check="off")
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="tree has no checksums, and a GPU does not notice damage"):
+        make_eval_loader(store.parent / "tree", batch_size=4, workers=0, decode=OnGPU())
 
 
 # A store that changes while it is being read
