@@ -559,27 +559,30 @@ def try_row(bench: Bench, fault: str, tries: int) -> dict:
     }
 
 
-HEAD = "| fault | tries | same result | refused in one line | stopped otherwise | lost or silent |"
+HEAD = "| fault | tries | same result | refused in one line | stopped otherwise | lost or silent | date |"
 
 
 def write_line(found: dict) -> str:
     return (
         f"| {found['fault']} | {found['tries']} | {found[SAME]} | {found[REFUSED]} | {found[STOPPED]} | "
-        f"{found['lost']} |"
+        f"{found['lost']} | {time.strftime('%Y-%m-%d')} |"
     )
 
 
-def write_report(rows: list[dict], path: Path, *, seed: int) -> None:
-    lines = [
-        "# Faults",
-        "",
-        f"Made by `python -m tests.faults --seed {seed}` on {time.strftime('%Y-%m-%d')}.",
-    ]
-    lines += ["`tests/faults.py` says what the columns mean.", "", HEAD, "|---|---|---|---|---|---|"]
-    lines += [write_line(found) for found in rows]
-    if details := [f"- {found['fault']}: {text}" for found in rows for text in found["details"]]:
-        lines += ["", "What did not survive, at most five of a kind:", "", *details]
-    path.write_text("\n".join(lines) + "\n")
+def write_report(rows: list[dict], path: Path) -> None:
+    """Write the table. Rows that were not tried this time stay as they are in the file."""
+    before = path.read_text().splitlines() if path.exists() else []
+    tried = {found["fault"] for found in rows}
+    kept = {line.split(" | ")[0].removeprefix("| "): line for line in before if line.startswith("| ")}
+    lines = {fault: kept[fault] for fault in ROWS if fault in kept}
+    lines |= {found["fault"]: write_line(found) for found in rows}
+    details = [line for line in before if line.startswith("- ") and line[2:].split(": ")[0] not in tried]
+    details += [f"- {found['fault']}: {text}" for found in rows for text in found["details"]]
+    text = ["# Faults", "", "Made by `python -m tests.faults`. `tests/faults.py` says what the columns mean."]
+    text += ["", HEAD, "|---|---|---|---|---|---|---|", *(lines[fault] for fault in ROWS if fault in lines)]
+    if details:
+        text += ["", "What was lost or stopped otherwise, at most five of a kind:", "", *details]
+    path.write_text("\n".join(text) + "\n")
 
 
 def main() -> int:
@@ -601,7 +604,7 @@ def main() -> int:
                     write_line(rows[-1]), f"{rows[-1]['seconds']:.0f} s", *rows[-1]["details"], sep="\n    "
                 )
     if options.report:
-        write_report(rows, Path(options.report), seed=options.seed)
+        write_report(rows, Path(options.report))
     return 1 if any(found["lost"] for found in rows) else 0
 
 
