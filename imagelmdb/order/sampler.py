@@ -74,7 +74,6 @@ class Sampler:
             raise UserError(
                 f"{self.total} records are fewer than one batch of {batch_size}: choose a smaller batch_size"
             )
-        self._node, self._ranks = 0, world_size
         if shuffle == "local":
             self._check_nodes()
 
@@ -90,9 +89,8 @@ class Sampler:
             start = step * self.batch_size
             return range(start + self.rank, min(start + self.batch_size, self.total), self.world_size)
         # Each node spreads its records over all steps, so its batches differ by at most one record.
-        first = sum(self.counts[: self._node])
         each, longer = divmod(self.counts[self._node], self.steps_per_epoch)
-        start, end = (first + s * each + min(s, longer) for s in (step, step + 1))
+        start, end = (self._first + s * each + min(s, longer) for s in (step, step + 1))
         return range(start + self.rank % self._ranks, end, self._ranks)
 
     def indices(self, epoch: int, positions: range | np.ndarray) -> np.ndarray:
@@ -101,9 +99,8 @@ class Sampler:
         if self.shuffle == "none":
             return places
         if self.shuffle == "local":
-            first = sum(self.counts[: self._node])
             key = make_key(self.seed, epoch, LOCAL, self._node)
-            places = permute(self.counts[self._node], key, (places - first) // self.repeats)
+            places = permute(self.counts[self._node], key, (places - self._first) // self.repeats)
             runs = self.runs[self._node]
             ends = np.cumsum([len(run) for run in runs])
             skipped = np.array([run.stop for run in runs]) - ends  # records before the end of each run
@@ -134,6 +131,7 @@ class Sampler:
             )
         self._ranks = self.world_size // nodes
         self._node = self.rank // self._ranks
+        self._first = sum(self.counts[: self._node])  # the node's first position
         smallest = min(range(nodes), key=self.counts.__getitem__)
         if self.counts[smallest] < self.steps_per_epoch * self._ranks:
             raise UserError(
