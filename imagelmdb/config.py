@@ -15,7 +15,6 @@ A recipe has only the options that differ from its base recipe, or from the defa
 import argparse
 import contextlib
 import dataclasses
-import re
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from imagelmdb.command_line import Parser, add_options, flag, nearest, option, o
 from imagelmdb.errors import UserError
 from imagelmdb.parallel import count_loader_workers
 
-_BOOLEAN = "tag:yaml.org,2002:bool"
 # Options about one launch, not about the run: a run's saved config leaves them out.
 LAUNCH_KEYS = ("config", "resume", "evaluate", "export", "profile", "rank", "gpu")
 
@@ -239,18 +237,10 @@ def load_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict[str, A
 
 
 def _read_yaml(path: Path) -> Any:
-    """YAML 1.1, but only `true` and `false` are booleans, so that `amp: off` is a word."""
     import yaml  # 30 ms, which --help and a typo need not wait for
 
-    class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's way to configure a loader)
-            first: [(tag, pattern) for tag, pattern in rows if tag != _BOOLEAN]
-            for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-    Loader.add_implicit_resolver(_BOOLEAN, re.compile("(true|false)$"), list("tf"))
     try:
-        return yaml.load(path.read_text(), Loader=Loader)
+        return yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -261,6 +251,8 @@ def _convert(value: Any, hint: Any) -> Any:
     """The value as the field's type, or ValueError."""
     choices = get_args(hint)
     if get_origin(hint) is Literal:
+        if value is False and "off" in choices:  # what YAML 1.1 makes of the word
+            return "off"
         if value not in choices:
             raise ValueError(f"{value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
         return value
