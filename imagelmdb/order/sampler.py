@@ -74,6 +74,7 @@ class Sampler:
             raise UserError(
                 f"{self.total} records are fewer than one batch of {batch_size}: choose a smaller batch_size"
             )
+        self._node, self._ranks, self._first = 0, world_size, 0  # _first: the node's first position
         if shuffle == "local":
             self._check_nodes()
 
@@ -131,7 +132,7 @@ class Sampler:
             )
         self._ranks = self.world_size // nodes
         self._node = self.rank // self._ranks
-        self._first = sum(self.counts[: self._node])  # the node's first position
+        self._first = sum(self.counts[: self._node])
         smallest = min(range(nodes), key=self.counts.__getitem__)
         if self.counts[smallest] < self.steps_per_epoch * self._ranks:
             raise UserError(
