@@ -209,4 +209,5 @@ def out_of_range(options: Any) -> Iterator[str]:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, (int, float)) and not least <= number <= most:
                 limit = f"below {least}" if number < least else f"above {most:.4g}"
-                yield f"{flag(f.name)} {number:g} is {limit if number == number else 'not a number'}"
+                shown = f"{number:g}" if abs(number) < sys.float_info.max else "(a huge number)"
+                yield f"{flag(f.name)} {shown} is {limit if number == number else 'not a number'}"

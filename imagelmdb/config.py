@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from imagelmdb.command_line import Parser, add_options, flag, nearest, option, out_of_range
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DAMAGE, UserError, describe
 from imagelmdb.parallel import count_loader_workers
 
 _BOOLEAN = "tag:yaml.org,2002:bool"
@@ -248,13 +248,21 @@ def _read_yaml(path: Path) -> Any:
             for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            """A node. Aliases of anything but single values are refused: nested ones grow exponentially."""
+            if self.check_event(yaml.AliasEvent):
+                name = self.peek_event().anchor
+                if not isinstance(self.anchors.get(name), yaml.ScalarNode):
+                    raise yaml.YAMLError(f"*{name} does not name a single value")
+            return super().compose_node(parent, index)
+
     Loader.add_implicit_resolver(_BOOLEAN, re.compile("(true|false)$"), list("tf"))
     try:
-        return yaml.load(path.read_text(), Loader=Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, *DAMAGE) as error:
+        raise UserError(f"--config {path} is not YAML: {describe(error)}") from None
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -271,7 +279,7 @@ def _convert(value: Any, hint: Any) -> Any:
             raise ValueError(f"{value!r} is not a list of {len(choices)}")
         return tuple(_convert(v, h) for v, h in zip(value, choices, strict=True))
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):  # a str, because YAML 1.1 reads 1e-4 as a word
+        with contextlib.suppress(ValueError, OverflowError):  # a str, because YAML 1.1 reads 1e-4 as a word
             return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{value!r} is not of type {hint.__name__}")
