@@ -89,11 +89,8 @@ def name_folders(classes: list[str]) -> list[str]:
 
 
 def as_file_name(text: str) -> str:
-    """A text from outside as the name of a file: "../x" is "_x", and nothing in it moves a terminal's cursor.
-
-    A name of more than 255 bytes is no file's name.
-    """
-    name = printable(text.replace("/", "_").replace("\\", "_")).lstrip(".")
+    """A text from outside as the name of a file: "../x" is "_x". A file's name has at most 255 bytes."""
+    name = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in text).lstrip(".")
     return name.encode()[:_LONGEST_NAME].decode("utf-8", "ignore") or "_"
 
 
