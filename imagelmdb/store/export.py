@@ -90,7 +90,10 @@ def name_folders(classes: list[str]) -> list[str]:
 
 def as_file_name(text: str) -> str:
     """A text from outside as the name of a file: "../x" is "_x". A file's name has at most 255 bytes."""
-    name = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in text).lstrip(".")
+    text = text.replace("/", "_").replace("\\", "_")
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else "_" for c in text)
+    name = text.lstrip(".")
     return name.encode()[:_LONGEST_NAME].decode("utf-8", "ignore") or "_"
 
 

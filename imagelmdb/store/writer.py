@@ -253,12 +253,22 @@ def _find_records(values: Values) -> np.ndarray:
     return (first_byte >= ord("0")) & (first_byte <= ord("9"))
 
 
+def _has_size_limit() -> bool:
+    """Whether `ulimit -f` limits the size of files."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+
+
 def _explain(error: Exception, file: Path) -> Exception:
     # If a write was cut short, liblmdb reports EIO whatever the reason was, and systems use different words.
     full = any(os.strerror(code) in str(error) for code in DISK_FULL)
     unclear = isinstance(error, lmdb.DiskError) or os.strerror(errno.EIO) in str(error)
-    if full or (unclear and shutil.disk_usage(file.parent).free < _LITTLE_ROOM_BYTES):
+    if full or (unclear and (_has_size_limit() or shutil.disk_usage(file.parent).free < _LITTLE_ROOM_BYTES)):
         return DiskFullError(
-            f"no room on the disk for {file}: free some, and run the same command again; it goes on"
+            f"no room on the disk for {file}: free some (or raise `ulimit -f`), and run the same command "
+            "again; it goes on"
         )
     return StoreError(f"cannot write {file}: {error}")
