@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from imagelmdb.command_line import Parser, add_options, flag, nearest, option, out_of_range
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DAMAGE, UserError, describe
 from imagelmdb.parallel import count_loader_workers
 
 # Options about one launch, not about the run: a run's saved config leaves them out.
@@ -239,12 +239,21 @@ def load_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict[str, A
 def _read_yaml(path: Path) -> Any:
     import yaml  # 30 ms, which --help and a typo need not wait for
 
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            """A node. Aliases of anything but single values are refused: nested ones grow exponentially."""
+            if self.check_event(yaml.AliasEvent):
+                name = self.peek_event().anchor
+                if not isinstance(self.anchors.get(name), yaml.ScalarNode):
+                    raise yaml.YAMLError(f"*{name} does not name a single value")
+            return super().compose_node(parent, index)
+
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, *DAMAGE) as error:
+        raise UserError(f"--config {path} is not YAML: {describe(error)}") from None
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -263,7 +272,7 @@ def _convert(value: Any, hint: Any) -> Any:
             raise ValueError(f"{value!r} is not a list of {len(choices)}")
         return tuple(_convert(v, h) for v, h in zip(value, choices, strict=True))
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):  # a str, because YAML 1.1 reads 1e-4 as a word
+        with contextlib.suppress(ValueError, OverflowError):  # a str, because YAML 1.1 reads 1e-4 as a word
             return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{value!r} is not of type {hint.__name__}")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
-import msgpack
 import numpy as np
 
-from imagelmdb.errors import StoreError
+from imagelmdb.errors import DAMAGE, StoreError
 from imagelmdb.store.format import Record
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment
 from imagelmdb.store.texts import Texts
 
-# What a loader raises for a damaged value.
-DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error, msgpack.UnpackException)
 MAX_CLASSES = 1 << 20  # a larger label means damage
 _TRIED_RECORDS = 100  # if the first 100 are all bad, the file is something else
 

@@ -23,15 +23,16 @@ from functools import partial
 import msgpack
 import numpy as np
 
-from imagelmdb.errors import StoreError
+from imagelmdb.errors import DAMAGE, StoreError
 from imagelmdb.store.format import KEYS_KEY, LEN_KEY
 from imagelmdb.store.legacy import arrow, pickled, protobuf
-from imagelmdb.store.legacy.database import DAMAGE, MAX_CLASSES, Extents, KeyList, LegacyFile
+from imagelmdb.store.legacy.database import MAX_CLASSES, Extents, KeyList, LegacyFile
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment
 
 SHAPE_KEY = b"__shape__"
 LABELS_KEY = b"__labels__"
+_MAX_SIDE = 1 << 16  # px
 _SIZE_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # msgpack's codes for bytes and texts
 _LEAST_RECORD_BYTES = 32  # a record of torchrecord with its key; so a damaged key cannot mean a huge count
 
@@ -66,7 +67,7 @@ def _open_torchlmdb(environment: Environment) -> LegacyFile:
     shape = _load_meta(environment, SHAPE_KEY, pickled.load)
     listed, stored = environment.get(KEYS_KEY), environment.get(LABELS_KEY)
     sides = shape if type(shape) is tuple and all(type(side) is int for side in shape) else ()
-    if listed is None or stored is None or len(sides) != 3 or min(sides) < 1:
+    if listed is None or stored is None or len(sides) != 3 or not 1 <= min(sides) <= max(sides) < _MAX_SIDE:
         raise StoreError(
             f"{environment.path} looks like torchlmdb's, but lacks keys, labels or a shape of 3 sides"
         )
