@@ -5,7 +5,7 @@ A store is one LMDB, or a directory of shards, each of them an LMDB with these e
     b"00000000", ...  one record for each key (8 digits): msgpack [image, label, tile index, checksum]
     b"__len__"        msgpack int, the number of records
     b"__keys__"       msgpack array of the records' keys, in index order
-    b"__meta__"       msgpack map, the fields of Meta, and "checksum" over them
+    b"__meta__"       msgpack map, the fields of Meta, and "check" over them
     b"__labels__"     int32[n]            \\
     b"__sizes__"      int32[n, 2]          | flat little-endian arrays in index order. Sizes are
     b"__checksums__"  uint64[n]            | (width, height). Name i is the UTF-8 text
@@ -29,8 +29,8 @@ Readers of older tools know `value[0]` (the image) and `value[1]` (the label), `
 can read such a store without a change.
 
 A record's checksum is the 64-bit XXH3 of the image, the label (an int32) and the tile index, one after the
-other. That of `__meta__` is the XXH3 of the map without it. Format 1, which release 0.1.0 wrote, has BLAKE2
-with 64 bits for records, which takes 15 times as long, and no checksum in `__meta__`.
+other. The "check" of `__meta__` is a BLAKE2 of the map without it. Format 1, which release 0.1.0 wrote, has
+64 bits of a BLAKE2 for each record, which takes 15 times as long, and often no "check".
 
 Extents are there because py-lmdb touches every page of a value that it returns, and a crop needs few of them.
 A value that fills whole pages of its own keeps its place in the file until somebody writes it again.
@@ -50,10 +50,11 @@ import msgpack
 import numpy as np
 import xxhash
 
-from imagelmdb.errors import StoreError
+from imagelmdb.errors import DAMAGE, StoreError, describe
 
 FORMAT_VERSION = 2
 CHECKSUM_NAMES = {1: "blake2b", 2: "xxh3"}  # version -> how `imagelmdb info` names its checksums
+MOST_SHARDS = 100_000  # their file names have 5 digits
 
 KEY_WIDTH = 8
 LEN_KEY = b"__len__"
@@ -70,8 +71,6 @@ ARRAYS = {  # name -> key, dtype on disk, shape of one row
     "positions": (b"__positions__", np.dtype("<i8"), ()),
     "extents": (b"__extents__", np.dtype("<i8"), (2,)),
 }
-
-_LABELS = range(2**31)
 
 
 class Record(NamedTuple):
@@ -110,8 +109,9 @@ class Meta:
     summary: dict = field(default_factory=dict)  # what the conversion counted, for `imagelmdb info`
 
     def pack(self) -> bytes:
+        """The fields, and a digest of them as one more: "check"."""
         found = asdict(self)
-        return msgpack.packb(found | {"checksum": _checksum_map(found)})
+        return msgpack.packb(found | {"check": _digest_fields(found)})
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> Meta:
@@ -119,18 +119,65 @@ class Meta:
         try:
             found = msgpack.unpackb(data)
             version = found["version"]
-        except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-            raise StoreError(f"{META_KEY.decode()} is damaged ({error or type(error).__name__})") from error
-        if version not in CHECKSUM_NAMES:
+        except DAMAGE as error:
+            raise StoreError(f"{META_KEY.decode()} is damaged ({describe(error)})") from error
+        if type(version) is not int or version not in CHECKSUM_NAMES:
             raise StoreError(
                 f"format version {version!r}, but this release reads up to version {FORMAT_VERSION}"
             )
-        if version > 1 and found.pop("checksum", None) != _checksum_map(found):
+        check = found.pop("check", None)  # release 0.1.0 wrote none
+        if check != _digest_fields(found) and (version > 1 or check is not None):
             raise StoreError(f"{META_KEY.decode()} is damaged: its checksum differs")
         try:
-            return cls(**{name: found[name] for name in (f.name for f in fields(cls))})
+            meta = cls(**{name: found[name] for name in (f.name for f in fields(cls))})
         except KeyError as error:
             raise StoreError(f"{META_KEY.decode()} lacks {error}") from error
+        if wrong := [name for name, fits in meta._fits().items() if not fits]:
+            value = repr(getattr(meta, wrong[0]))[:40]
+            raise StoreError(f"{META_KEY.decode()} is damaged: its {wrong[0]} is {value}")
+        return meta
+
+    def _fits(self) -> dict[str, bool]:
+        """Whether each field is of its type and in its range. A file from outside may have anything."""
+        counts = ("version", "count", "total", "skipped", "image_bytes", "transaction")
+        texts = ("source", "conversion", "digest")
+        return {
+            "encoding": self.encoding in ("jpeg", "raw"),
+            "classes": isinstance(self.classes, list) and all(type(name) is str for name in self.classes),
+            **{name: _is_number(getattr(self, name), 0, 2**64) for name in counts},
+            "tiled": type(self.tiled) is bool,
+            "max_size": self.max_size is None or _is_number(self.max_size, 1, 2**31),
+            "quality": self.quality is None or _is_number(self.quality, 1, 100),
+            "shards": _is_number(self.shards, 1, MOST_SHARDS),
+            "shard": _is_number(self.shard, 0, MOST_SHARDS) and self.shard < self.shards,
+            **{name: type(getattr(self, name)) is str for name in texts},
+            "array_extents": isinstance(self.array_extents, dict)
+            and all(
+                isinstance(extent, list) and len(extent) == 2 and all(_is_number(n, 0, 2**63) for n in extent)
+                for extent in self.array_extents.values()
+            ),
+            "summary": isinstance(self.summary, dict),
+        }
+
+
+def _is_number(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _digest_fields(found: dict) -> bytes:
+    return hashlib.blake2b(msgpack.packb(found), digest_size=16).digest()
+
+
+def unpack_unfinished(data: bytes | memoryview) -> tuple[str, str]:
+    """(conversion, source) of an unfinished store, from its UNFINISHED_KEY."""
+    try:
+        found = msgpack.unpackb(data)
+        conversion, source = found["conversion"], found["source"]
+    except DAMAGE as error:
+        raise StoreError(f"{UNFINISHED_KEY.decode()} is damaged ({describe(error)})") from error
+    if type(conversion) is not str or type(source) is not str:
+        raise StoreError(f"{UNFINISHED_KEY.decode()} is damaged: no texts in it")
+    return conversion, source
 
 
 def make_key(position: int) -> bytes:
@@ -146,10 +193,6 @@ def checksum(
     digest.update(struct.pack("<i", label))
     digest.update(tile_index)
     return int.from_bytes(digest.digest(), "little") if version == 1 else digest.intdigest()
-
-
-def _checksum_map(values: dict) -> int:
-    return xxhash.xxh3_64(msgpack.packb(values)).intdigest()
 
 
 def pack_record(image: bytes, label: int, tile_index: bytes) -> tuple[bytes, int]:
@@ -168,12 +211,12 @@ def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:
     end = start + int.from_bytes(value[2:start], "big")
     try:
         label, tile_index, check = msgpack.unpackb(b"\x93" + bytes(value[end:]))
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise StoreError(f"has a damaged tail ({error or type(error).__name__})") from error
-    if type(label) is not int or type(tile_index) is not bytes or type(check) is not int:
+    except DAMAGE as error:
+        raise StoreError(f"has a damaged tail ({describe(error)})") from error
+    if type(tile_index) is not bytes or type(check) is not int:
         raise StoreError("has a damaged tail")
-    if label not in _LABELS:
-        raise StoreError(f"has the label {label}")
+    if not _is_number(label, 0, 2**31 - 1):
+        raise StoreError(f"has the label {label!r}, which is not a class number")
     return value[start:end], label, tile_index, check
 
 

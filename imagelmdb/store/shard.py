@@ -90,7 +90,7 @@ class Shard:
             raise StoreError(f"{self.where(index)}: label {label}, but there are {len(self.classes)} classes")
         if self.encoding == "raw":
             width, height = self.sizes[index].tolist()
-            if len(image) != height * width * 3:
+            if min(height, width) < 1 or len(image) != height * width * 3:
                 raise StoreError(
                     f"{self.where(index)}: {len(image)} bytes are not {height}x{width} RGB pixels"
                 )
