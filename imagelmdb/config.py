@@ -57,6 +57,9 @@ class Config:
     workers: int | None = option(
         None, "loader processes per rank (default: 4, or the number of cores if that is smaller)", "-j"
     )
+    worker_timeout: float = option(
+        300.0, "seconds after which a loader process that does not answer ends the run; 0: never"
+    )
     decode: Literal["cpu", "gpu"] = option("cpu", "where JPEGs are decoded; gpu needs nvidia-dali")
     shuffle: Literal["full", "block", "local"] = option(
         "full",

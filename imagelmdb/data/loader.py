@@ -21,7 +21,7 @@ from imagelmdb.config import Config
 from imagelmdb.data import Batch, Loader
 from imagelmdb.data.augment import make_sample_transform
 from imagelmdb.data.batches import BatchDataset, EvalCrop, TrainCrop, Transform
-from imagelmdb.data.store_loader import BATCHES_PER_WORKER, StoreLoader
+from imagelmdb.data.store_loader import BATCHES_PER_WORKER, WORKER_TIMEOUT, StoreLoader
 from imagelmdb.decode import Decoder, make_decoder
 from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.sampler import Sampler, place_shards
@@ -49,6 +49,7 @@ def make_train_loader(
     repeats: int = 1,
     node_shards: Sequence[Mapping[int, int]] | None = None,
     prefetch_pages: bool = False,
+    worker_timeout: float = WORKER_TIMEOUT,
 ) -> StoreLoader:
     """Random crops in random order. An epoch drops its last partial batch.
 
@@ -60,6 +61,7 @@ def make_train_loader(
     shuffle: full, block, local or none, see imagelmdb.order.sampler. repeats: how often each image comes in a
     row. node_shards: for "local", what `find_local_shards` found on each node. prefetch_pages: ask the disk
     ahead for records, for stores that are larger than memory.
+    worker_timeout: seconds after which a worker that does not answer is an error; 0 waits forever.
     """
     store = _open_store(path, lmdb, partial=shuffle == "local")
     runs = None
@@ -76,7 +78,7 @@ def make_train_loader(
         transform=transform,
         prefetch_steps=BATCHES_PER_WORKER * max(workers, 1) if prefetch_pages else 0,
     )
-    return StoreLoader(dataset, size, workers=workers)
+    return StoreLoader(dataset, size, workers=workers, worker_timeout=worker_timeout)
 
 
 def make_eval_loader(
@@ -90,6 +92,7 @@ def make_eval_loader(
     workers: int | None = None,
     lmdb: bool | None = None,
     decode: str | Decoder = "cpu",
+    worker_timeout: float = WORKER_TIMEOUT,
 ) -> StoreLoader:
     """Centre crops in the stored order, every image once. The last batch is short, and empty on some ranks.
 
@@ -103,7 +106,8 @@ def make_eval_loader(
     order = {"shuffle": "none", "keep_last": True}
     sampler = Sampler(len(store), batch_size=batch_size, **_find_rank(rank, world_size), **order)
     dataset = BatchDataset(store, sampler, crop_rule=EvalCrop(resize), decoder=_get_decoder(decode))
-    return StoreLoader(dataset, size, workers=count_loader_workers(workers))
+    workers = count_loader_workers(workers)
+    return StoreLoader(dataset, size, workers=workers, worker_timeout=worker_timeout)
 
 
 def make_loaders(
@@ -119,6 +123,7 @@ def make_loaders(
     if config.dummy:
         return DummyLoader(images=config.dummy_images, size=config.train_size, device=device, **shared), None
     shared |= {"rank": rank, "workers": config.loader_workers, "lmdb": config.lmdb}
+    shared["worker_timeout"] = config.worker_timeout
     val = make_eval_loader(
         config.val, size=config.val_size, resize=config.eval_resize, decode=config.decode, **shared
     )
