@@ -16,7 +16,7 @@ from jpegs import make_jpeg, make_odd_jpeg
 from PIL import Image
 
 from imagelmdb.jpeg.crop import crop_jpeg
-from imagelmdb.jpeg.markers import JPEGError, check_whole
+from imagelmdb.jpeg.markers import JPEGError, read_frame
 from imagelmdb.jpeg.tile import tile_jpeg
 
 COUNT = int(os.environ.get("FUZZ_COUNT", "3000"))
@@ -84,7 +84,7 @@ def test_corrupt_input_ends_in_an_error_or_in_the_right_pixels(part):
         data = corrupt(rng, ORIGINALS[rng.integers(len(ORIGINALS))])
         start = time.process_time()
         with contextlib.suppress(JPEGError):
-            check_whole(data)
+            read_frame(data)
         try:
             tiled = tile_jpeg(data, (8, 16, 64, None)[rng.integers(4)])
         except JPEGError:
