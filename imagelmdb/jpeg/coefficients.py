@@ -176,14 +176,16 @@ def refine_ac(bits, blocks, row, first, last, low, lookups, coefficients):
                         skipped = (1 << run) - 1 + more
                     else:
                         zeros, value = run, extend(extra, size)
+                ahead, filled, word = reader
                 while k <= last:
                     at = np.uint64(block + k)
                     if coefficients[at] != 0:
-                        if reader[1] == 0:
-                            reader = refill(reader, words[np.uint64(reader[2])])
-                        bit, reader = take(reader, 1)
+                        if filled == 0:
+                            ahead, filled, word = refill((ahead, filled, word), words[np.uint64(word)])
                         # No branch here: the bit is as good as random, so a CPU could not predict it.
-                        step = bit << low
+                        step = np.int64(ahead >> np.uint64(63)) << low
+                        ahead <<= np.uint64(1)
+                        filled -= 1
                         coefficients[at] += step if coefficients[at] > 0 else -step
                     elif zeros == 0:
                         coefficients[at] = value << low
@@ -191,6 +193,7 @@ def refine_ac(bits, blocks, row, first, last, low, lookups, coefficients):
                     else:
                         zeros -= 1
                     k += 1
+                reader = ahead, filled, word
                 if not ended and k > last:
                     return OVERRUN
                 k += 1

@@ -57,7 +57,7 @@ _STANDARD = {number: HuffmanTable(*table) for number, table in STANDARD_TABLES.i
 
 
 class Scan(NamedTuple):
-    components: tuple[int, ...]  # their positions in the frame header
+    components: tuple[int, ...]  # their numbers in the frame header, from 0
     dc_tables: tuple[HuffmanTable | None, ...]  # as they are defined where the scan starts
     ac_tables: tuple[HuffmanTable | None, ...]
     first: int  # the first and the last coefficient of each block: Ss and Se
@@ -130,7 +130,7 @@ def parse(data: bytes) -> Header:
     if data[:2] != b"\xff\xd8":
         raise JPEGError("not a JPEG: it does not start with FF D8")
     header, huffman, restart, at = Header(), {}, 0, 2
-    ends = _marker_positions(data)
+    marks = _find_markers(data)
     while True:
         marker, at = _next_marker(data, at)
         if marker == EOI:
@@ -139,7 +139,7 @@ def parse(data: bytes) -> Header:
             continue
         body, at = _segment(data, at)
         if marker == SOS:
-            end = _scan_end(data, ends, at)
+            end = _scan_end(data, marks, at)
             header.scans.append(_parse_scan(body, header, huffman, restart, at, end))
             at = end
         elif marker == DHT:
@@ -170,7 +170,7 @@ def parse(data: bytes) -> Header:
 
 
 def _next_marker(data: bytes | memoryview, at: int) -> tuple[int, int]:
-    """(marker, position after it). Skips fill bytes, and bytes that are no marker."""
+    """(marker, the byte after it). Skips fill bytes, and bytes that are no marker."""
     found = _MARKER.search(data, at)
     if not found:
         raise JPEGError("truncated: no EOI")
@@ -178,62 +178,62 @@ def _next_marker(data: bytes | memoryview, at: int) -> tuple[int, int]:
 
 
 def _segment(data: bytes | memoryview, at: int) -> tuple[bytes | memoryview, int]:
-    """(what is in a segment, position after it)."""
+    """(what is in a segment, the byte after it)."""
     length = int.from_bytes(data[at : at + 2], "big")
     if length < 2 or at + length > len(data):
         raise JPEGError("truncated: a segment is longer than the file")
     return data[at + 2 : at + length], at + length
 
 
-def _marker_positions(data: bytes) -> np.ndarray:
-    """The positions of all FF that neither 00 nor RSTn follows: one of them ends a scan."""
+def _find_markers(data: bytes) -> np.ndarray:
+    """The bytes of all FF that neither 00 nor RSTn follows: one of them ends a scan."""
     flat = np.frombuffer(data, np.uint8)
     ff = np.flatnonzero(flat[:-1] == 0xFF)
     following = flat[ff + 1]
     return ff[(following != 0) & (following & 0xF8 != RST0)]
 
 
-def _scan_end(data: bytes, positions: np.ndarray, at: int) -> int:
-    for position in positions[np.searchsorted(positions, at) :].tolist():
-        after = position + 1
+def _scan_end(data: bytes, marks: np.ndarray, at: int) -> int:
+    for mark in marks[np.searchsorted(marks, at) :].tolist():
+        after = mark + 1
         while after < len(data) and data[after] == 0xFF:
             after += 1
         if after < len(data) and data[after] & 0xF8 != RST0:  # RSTn may have fill bytes before it, too
             if data[after] == 0:
                 raise JPEGError("FF FF 00 inside entropy-coded data")
-            return position
+            return mark
     raise JPEGError("truncated: no EOI")
 
 
 def _read_frame(marker: int, body: bytes) -> Frame:
     if len(body) < 6 or len(body) != 6 + 3 * body[5]:
         raise JPEGError("the frame header has the wrong length")
-    parts = tuple(
+    found = tuple(
         Component(body[i], body[i + 1] >> 4, body[i + 1] & 15, body[i + 2]) for i in range(6, len(body), 3)
     )
-    return Frame(body[3] << 8 | body[4], body[1] << 8 | body[2], marker, body[0], parts)
+    return Frame(body[3] << 8 | body[4], body[1] << 8 | body[2], marker, body[0], found)
 
 
 def _parse_frame(frame: Frame, header: Header) -> None:
-    parts = frame.components
+    found = frame.components
     if header.components:
         raise JPEGError("two frames")
     if frame.bits != 8:
         raise JPEGError(f"{frame.bits} bits a sample")
-    if len(parts) not in (1, 3, 4):
-        raise JPEGError(f"{len(parts)} components")
-    if len({part.identifier for part in parts}) != len(parts):
+    if len(found) not in (1, 3, 4):
+        raise JPEGError(f"{len(found)} components")
+    if len({c.identifier for c in found}) != len(found):
         raise JPEGError("two components have the same name")
-    if any(not (1 <= part.h <= 4 and 1 <= part.v <= 4 and part.quant <= 3) for part in parts):
+    if any(not (1 <= c.h <= 4 and 1 <= c.v <= 4 and c.quant <= 3) for c in found):
         raise JPEGError("a sampling factor or a table number is out of range")
-    if len(parts) == 1:  # the sampling factors of a single component mean nothing
-        parts = (parts[0]._replace(h=1, v=1),)
-    h_max, v_max = max(part.h for part in parts), max(part.v for part in parts)
-    if sum(part.h * part.v for part in parts) > 10 or any(h_max % part.h or v_max % part.v for part in parts):
+    if len(found) == 1:  # the sampling factors of a single component mean nothing
+        found = (found[0]._replace(h=1, v=1),)
+    h_max, v_max = max(c.h for c in found), max(c.v for c in found)
+    if sum(c.h * c.v for c in found) > 10 or any(h_max % c.h or v_max % c.v for c in found):
         raise JPEGError("sampling factors that do not fit one interleaved scan")
     header.width, header.height = frame.width, frame.height
     header.progressive = frame.marker == SOF2
-    header.components = parts
+    header.components = found
 
 
 def _check_side(width: int, height: int) -> None:
@@ -281,7 +281,7 @@ def _parse_scan(
         raise JPEGError("a scan before the frame header")
     if not body or len(body) != 4 + 2 * body[0] or not 1 <= body[0] <= len(header.components):
         raise JPEGError("the scan header has the wrong length")
-    names = [part.identifier for part in header.components]
+    names = [component.identifier for component in header.components]
     if not set(body[1:-3:2]) <= set(names):
         raise JPEGError("a scan of an unknown component")
     order = tuple(names.index(identifier) for identifier in body[1:-3:2])

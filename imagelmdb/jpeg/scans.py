@@ -51,7 +51,14 @@ def _read_several(flat: np.ndarray, header: Header, grid: Grid, first_mcus: np.n
             _read_scan(flat, header, scan, shown[scan.components[0]], slots[:1], values)
         else:
             is_part = np.isin(slots, scan.components)
-            _read_scan(flat, header, scan, np.flatnonzero(np.resize(is_part, blocks)), slots[is_part], values)
+            _read_scan(
+                flat,
+                header,
+                scan,
+                np.flatnonzero(np.tile(is_part, blocks // slots.size)),
+                slots[is_part],
+                values,
+            )
     is_padding = np.ones(blocks, bool)
     is_padding[np.concatenate(shown)] = False
     tokens = _empty_tokens(64 * blocks, header, first_mcus)

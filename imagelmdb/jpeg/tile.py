@@ -3,9 +3,9 @@
     >>> tiled = tile_jpeg(Path("n01440764_10026.JPEG").read_bytes())
     >>> jpeg, left, top = crop_jpeg(tiled.data, tiled.index, (100, 50, 224, 224))
 
-A tile is a few neighbouring MCUs in one row (an MCU, minimum coded unit, is 8 x 8 px, or 16 x 16 px where
-chroma is subsampled by two). The result is a sequential JPEG without restart markers, with Huffman tables
-optimised for this image, and an index of where its tiles begin. It is about as large as the original.
+A tile is a few neighbouring MCUs in one row (index.py). The result is a sequential JPEG without restart
+markers, with Huffman tables optimised for this image, and an index of where its tiles begin. It is about as
+large as the original.
 """
 
 from __future__ import annotations
@@ -116,13 +116,12 @@ def make_grid(header: Header) -> Grid:
     """The MCUs of an image as one interleaved scan. A tile is one of them."""
     blocks = [component.h * component.v for component in header.components]
     blocks += [0] * (3 - len(blocks))
-    across, down = ([component[i] for component in header.components] for i in (1, 2))
-    mcu, margin = (8 * max(across), 8 * max(down)), []
-    for factors in (across, down):
-        ratio = max(factors) // min(factors)
-        margin.append(ratio if ratio > 1 else 0)
-    columns = -(-header.width // mcu[0])
-    return Grid(*mcu, *margin, tuple(blocks), 1, columns, header.width, header.height)
+    across, down = zip(*((component.h, component.v) for component in header.components), strict=True)
+    margins = [max(factors) // min(factors) for factors in (across, down)]
+    margins = [margin if margin > 1 else 0 for margin in margins]
+    width, height = 8 * max(across), 8 * max(down)
+    columns = -(-header.width // width)
+    return Grid(width, height, *margins, tuple(blocks), 1, columns, header.width, header.height)
 
 
 def write_jpeg(header: Header, tokens: Tokens) -> Written:
@@ -139,28 +138,26 @@ def write_jpeg(header: Header, tokens: Tokens) -> Written:
 
 def _make_head(header: Header, tables: list[HuffmanTable]) -> tuple[bytes, int]:
     """(everything before the entropy-coded bytes, the byte where the height is)."""
-    parts = header.components
-    numbers = sorted({part.quant for part in parts})
-    wide = any(max(header.quants[i]) > 255 for i in numbers)
+    components = header.components
+    numbers = sorted({component.quant for component in components})
+    wide = {i: max(header.quants[i]) > 255 for i in numbers}
     out = bytearray((0xFF, SOI))
     if header.jfif:
         out += _marker(APP0, header.jfif)
     if header.adobe:  # decoders warn of a transform that they do not know, and take the usual one
-        known, usual = ((0, 2), 2) if len(parts) == 4 else ((0, 1), 1)
+        known, usual = ((0, 2), 2) if len(components) == 4 else ((0, 1), 1)
         transform = header.adobe[11] if header.adobe[11] in known else usual
         out += _marker(APP14, header.adobe[:11] + bytes((transform,)))
     for i in numbers:
-        is_wide = max(header.quants[i]) > 255
-        out += _marker(DQT, struct.pack(">B64H" if is_wide else ">B64B", is_wide << 4 | i, *header.quants[i]))
+        out += _marker(DQT, struct.pack(">B64H" if wide[i] else ">B64B", wide[i] << 4 | i, *header.quants[i]))
     size_at = len(out) + 5
-    frame = struct.pack(">BHHB", 8, header.height, header.width, len(parts))
-    out += _marker(
-        SOF1 if wide else SOF0, frame + b"".join(bytes((p[0], p.h << 4 | p.v, p.quant)) for p in parts)
-    )
+    frame = struct.pack(">BHHB", 8, header.height, header.width, len(components))
+    frame += b"".join(bytes((c.identifier, c.h << 4 | c.v, c.quant)) for c in components)
+    out += _marker(SOF1 if any(wide.values()) else SOF0, frame)
     body = b"".join(bytes((i >> 1 | (i & 1) << 4,)) + t.counts + t.symbols for i, t in enumerate(tables))
     out += _marker(DHT, body)
-    scan = b"".join(bytes((p.identifier, 0x11 if i else 0)) for i, p in enumerate(parts))
-    out += _marker(SOS, bytes((len(parts),)) + scan + b"\0\x3f\0")
+    scan = b"".join(bytes((c.identifier, 0x11 if i else 0)) for i, c in enumerate(components))
+    out += _marker(SOS, bytes((len(components),)) + scan + b"\0\x3f\0")
     return bytes(out), size_at
 
 

@@ -100,18 +100,17 @@ class Sampler:
         places = np.asarray(positions, np.int64)
         if self.shuffle == "none":
             return places
-        if self.shuffle == "local":
-            first = sum(self.counts[: self._node])
-            key = make_key(self.seed, epoch, LOCAL, self._node)
-            places = permute(self.counts[self._node], key, (places - first) // self.repeats)
-            runs = self.runs[self._node]
-            ends = np.cumsum([len(run) for run in runs])
-            skipped = np.array([run.stop for run in runs]) - ends  # records before the end of each run
-            return places + skipped[np.searchsorted(ends, places, "right")]
-        places = places // self.repeats
+        count = self.counts[self._node]
+        places = (places - sum(self.counts[: self._node])) // self.repeats
         if self.shuffle == "block":
-            return shuffle_blocks(self.total, make_key(self.seed, epoch, BLOCK), places)
-        return permute(self.total, make_key(self.seed, epoch, FULL), places)
+            return shuffle_blocks(count, make_key(self.seed, epoch, BLOCK), places)
+        if self.shuffle == "full":
+            return permute(count, make_key(self.seed, epoch, FULL), places)
+        places = permute(count, make_key(self.seed, epoch, LOCAL, self._node), places)
+        runs = self.runs[self._node]
+        ends = np.cumsum([len(run) for run in runs])
+        skipped = np.array([run.stop for run in runs]) - ends  # records before the end of each run
+        return places + skipped[np.searchsorted(ends, places, "right")]
 
     def upcoming(self, epoch: int, step: int, *, steps_ahead: int) -> np.ndarray:
         """The records to ask the disk for at a step, so that they are in memory when they are needed.
