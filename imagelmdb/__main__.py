@@ -14,10 +14,10 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from imagelmdb.command_line import Parser
-from imagelmdb.errors import EXIT_DAMAGED, EXIT_UNFINISHED, UserError, run_command
+from imagelmdb.errors import EXIT_DAMAGED, EXIT_UNFINISHED, UserError, printable, run_command
 
 if TYPE_CHECKING:
     from imagelmdb.store.convert import Report
@@ -131,7 +131,8 @@ def add_convert_options(parser: Parser) -> None:
         "--encoding",
         "--save-as",
         choices=("jpeg", "raw", "numpy"),
-        help="jpeg; or raw pixels, about 5 times the size and fastest to read (numpy means raw). "
+        help="jpeg; or raw pixels, about 5 times the size and fastest to read (numpy means raw; "
+        "fast-pytorch-loader's raw, the files' own bytes, is --no-tile here). "
         "Default: jpeg, but raw if the source is a store of raw pixels",
     )
     add("--max-size", type=int, metavar="PX", help="shrink images to this longest side")
@@ -157,7 +158,7 @@ def run_convert(options: argparse.Namespace) -> int:
     from imagelmdb.store.sources import open_source
 
     if sys.stderr and sys.stderr.isatty():  # it takes half a minute for ImageNet's tars
-        print(f"listing {dataset} ...", file=sys.stderr)
+        say(f"listing {dataset} ...", sys.stderr)
     source = open_source(dataset, devkit=options.devkit)
     encoding = options.encoding or source.encoding
     encoding = "raw" if encoding == "numpy" else encoding
@@ -188,24 +189,29 @@ def choose_paths(options: argparse.Namespace) -> tuple[Path, str]:
     raise UserError("say what to convert: --dataset PATH -o STORE, or -f ROOT -s SPLIT")
 
 
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line that may quote names from outside."""
+    print(printable(line), file=file)
+
+
 def print_summary(report: Report) -> None:
     rate = report.converted / max(report.seconds, 1e-9)
     done = f"{report.converted} images in {report.seconds:.1f} s ({rate:.0f} images/s)"
     if report.complete:
-        print(f"{report.path}: {report.count} images, {report.store_bytes / 1e6:.1f} MB; {done}")
-        print(f"digest {report.digest}")
+        say(f"{report.path}: {report.count} images, {report.store_bytes / 1e6:.1f} MB; {done}")
+        say(f"digest {report.digest}")
     else:
-        print(f"{report.path}: {done}")
+        say(f"{report.path}: {done}")
     names: dict[str, list[str]] = {}  # by the reason why
     for name, reason in report.reencoded:
         names.setdefault(reason, []).append(name)
     for reason, some in sorted(names.items(), key=lambda item: -len(item[1])):
         more = ", ..." if len(some) > 5 else ""
-        print(f"re-encoded {len(some)}, {reason}: {', '.join(some[:5])}{more}")
+        say(f"re-encoded {len(some)}, {reason}: {', '.join(some[:5])}{more}")
     if report.bad:
-        print(f"not images: {len(report.bad)}, all listed in {report.errors_file}:", file=sys.stderr)
+        say(f"not images: {len(report.bad)}, all listed in {report.errors_file}:", sys.stderr)
         for item in report.bad[:10]:
-            print(f"  {item.name}: {item.reason}", file=sys.stderr)
+            say(f"  {item.name}: {item.reason}", sys.stderr)
     if not report.complete:
         way_out = "repair these files and run the same command again, or add --skip-bad."
         print(f"The store is unfinished: {way_out}", file=sys.stderr)
@@ -233,7 +239,7 @@ def run_info(options: argparse.Namespace) -> int:
     if classes := facts.pop("classes", None):
         facts["classes"] = f"{len(classes)}: {', '.join(classes[:4])}{', ...' if len(classes) > 4 else ''}"
     for name, value in facts.items():
-        print(f"{name:12} {value}")
+        say(f"{name:12} {value}")
     return 0
 
 
@@ -244,13 +250,13 @@ def run_verify(options: argparse.Namespace) -> int:
     settings = {"quick": options.quick, "workers": options.workers}
     problems = verify(options.store, max_pixels=get_max_pixels(options), progress=True, **settings)
     for problem in problems:
-        print(problem)
+        say(problem)
     if problems:
-        print(f"{options.store}: {len(problems)} problems", file=sys.stderr)
+        say(f"{options.store}: {len(problems)} problems", sys.stderr)
         return EXIT_DAMAGED
     count = len(LMDBStore(options.store))
     part = f"{QUICK_RECORDS} of " if options.quick and count > QUICK_RECORDS else ""
-    print(f"{options.store}: {part}{count} records{' checked' if part else ''}, all intact")
+    say(f"{options.store}: {part}{count} records{' checked' if part else ''}, all intact")
     return 0
 
 
@@ -263,7 +269,7 @@ def run_view(options: argparse.Namespace) -> int:
         sheet.save(options.output)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {options.output}: {error}") from error
-    print(options.output)
+    say(options.output)
     return 0
 
 
@@ -272,7 +278,7 @@ def run_export(options: argparse.Namespace) -> int:
     from imagelmdb.store.reader import LMDBStore
 
     count = export(LMDBStore(options.store), options.output, progress=True)
-    print(f"{Path(options.output)}: {count} images")
+    say(f"{Path(options.output)}: {count} images")
     return 0
 
 
@@ -287,7 +293,7 @@ def run_bench(options: argparse.Namespace) -> int:
     timings = compare(options.folder, options.lmdb, **settings)
     print_timings(timings)
     draw_chart(timings, options.output)
-    print(options.output)
+    say(options.output)
     return 0
 
 

@@ -22,7 +22,7 @@ from torchvision.models import resnet18
 from torchvision.transforms import v2
 
 from imagelmdb.data import Batch
-from imagelmdb.data.augment import MEAN, STD
+from imagelmdb.data.augment import MEAN, STD, BatchAugment
 from imagelmdb.data.datasets import ImageFolderLMDB
 from imagelmdb.data.loader import make_train_loader
 from imagelmdb.errors import UserError
@@ -118,12 +118,12 @@ def _open_ways(
     if len(files) != len(records):
         raise UserError(f"{folder} has {len(files)} images and {store} has {len(records)}: not the same data")
     loader = make_train_loader(store, batch_size=batch_size, size=size, workers=workers, lmdb=True)
-    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (MEAN, STD))
+    augment = BatchAugment(classes=len(loader.classes), device=torch.device("cpu"))
     epochs = itertools.count()
 
     def read_tiles() -> Iterator[Batch]:
         for images, labels in loader.epoch(next(epochs)):
-            yield images.float().sub_(mean).div_(std), labels
+            yield augment.normalize(images), labels
 
     options = {"shuffle": True, "drop_last": True, "persistent_workers": workers > 0, "num_workers": workers}
     return [

@@ -209,4 +209,6 @@ def out_of_range(options: Any) -> Iterator[str]:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, (int, float)) and not least <= number <= most:
                 limit = f"below {least}" if number < least else f"above {most:.4g}"
-                yield f"{flag(f.name)} {number:g} is {limit if number == number else 'not a number'}"
+                is_huge = isinstance(number, int) and abs(number) > sys.float_info.max
+                shown = "(a huge number)" if is_huge else f"{number:g}"
+                yield f"{flag(f.name)} {shown} is {limit if number == number else 'not a number'}"

@@ -15,7 +15,6 @@ A recipe has only the options that differ from its base recipe, or from the defa
 import argparse
 import contextlib
 import dataclasses
-import re
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +22,9 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from imagelmdb.command_line import Parser, add_options, flag, nearest, option, out_of_range
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DAMAGE, UserError, describe
 from imagelmdb.parallel import count_loader_workers
 
-_BOOLEAN = "tag:yaml.org,2002:bool"
 # Options about one launch, not about the run: a run's saved config leaves them out.
 LAUNCH_KEYS = ("config", "resume", "evaluate", "export", "profile", "rank", "gpu")
 
@@ -240,28 +238,31 @@ def load_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict[str, A
 
 
 def _read_yaml(path: Path) -> Any:
-    """YAML 1.1, but only `true` and `false` are booleans, so that `amp: off` is a word."""
     import yaml  # 30 ms, which --help and a typo need not wait for
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's way to configure a loader)
-            first: [(tag, pattern) for tag, pattern in rows if tag != _BOOLEAN]
-            for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            """A node. Aliases of anything but single values are refused: nested ones grow exponentially."""
+            if self.check_event(yaml.AliasEvent):
+                name = self.peek_event().anchor
+                if not isinstance(self.anchors.get(name), yaml.ScalarNode):
+                    raise yaml.YAMLError(f"*{name} does not name a single value")
+            return super().compose_node(parent, index)
 
-    Loader.add_implicit_resolver(_BOOLEAN, re.compile("(true|false)$"), list("tf"))
     try:
-        return yaml.load(path.read_text(), Loader=Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, *DAMAGE) as error:
+        raise UserError(f"--config {path} is not YAML: {describe(error)}") from None
 
 
 def _convert(value: Any, hint: Any) -> Any:
     """The value as the field's type, or ValueError."""
     choices = get_args(hint)
     if get_origin(hint) is Literal:
+        if value is False and "off" in choices:  # what YAML 1.1 makes of the word
+            return "off"
         if value not in choices:
             raise ValueError(f"{value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
         return value
@@ -272,7 +273,7 @@ def _convert(value: Any, hint: Any) -> Any:
             raise ValueError(f"{value!r} is not a list of {len(choices)}")
         return tuple(_convert(v, h) for v, h in zip(value, choices, strict=True))
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):  # a str, because YAML 1.1 reads 1e-4 as a word
+        with contextlib.suppress(ValueError, OverflowError):  # a str, because YAML 1.1 reads 1e-4 as a word
             return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{value!r} is not of type {hint.__name__}")

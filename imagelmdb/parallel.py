@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from imagelmdb.errors import UserError
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -46,7 +48,10 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], work
     waiting: deque[Future] = deque()
     try:
         for item in items:
-            waiting.append(executor.submit(function, item))
+            try:
+                waiting.append(executor.submit(function, item))
+            except RuntimeError as error:  # "can't start new thread"
+                raise UserError(f"cannot start {workers} threads ({error}): use fewer --workers") from error
             if len(waiting) >= workers * _AHEAD:
                 yield waiting.popleft().result()
         while waiting:

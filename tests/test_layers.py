@@ -18,7 +18,7 @@ SHIPPED = [*PACKAGE, *sorted((ROOT / "scripts").glob("*.py")), ROOT / "main.py",
 # Each module or folder of the package, and which others it may import. The lowest is first.
 LAYERS = {
     "errors": "",
-    "parallel": "",
+    "parallel": "errors",
     "jpeg": "errors",
     "order": "errors",
     "command_line": "errors parallel",

@@ -24,7 +24,7 @@ from imagelmdb.errors import StoreError
 from imagelmdb.jpeg.index import INDEX_VERSION
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoded
-from imagelmdb.store.format import ARRAYS, META_KEY, Meta, make_key
+from imagelmdb.store.format import ARRAYS, JOURNAL_PREFIX, META_KEY, UNFINISHED_KEY, Meta, make_key
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
 from imagelmdb.store.verify import verify
@@ -158,6 +158,88 @@ def test_a_damaged_meta_is_an_error(store_copy, damage):
     edit(store_copy, {META_KEY: damage})
     with pytest.raises(StoreError, match=r"copy\.lmdb"):
         len(LMDBStore(store_copy))
+
+
+def meta_of(path: Path) -> dict:
+    return msgpack.unpackb(LMDBStore(path).files[0].environment.get(META_KEY))
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"encoding": "evil"},
+        {"classes": 5},
+        {"classes": ["cat", 5]},
+        {"count": -1},
+        {"count": 2**70 % 2**64},
+        {"shards": 10**9},
+        {"shards": 0},
+        {"shard": 1},
+        {"tiled": 1},
+        {"quality": 101},
+        {"max_size": "large"},
+        {"array_extents": {"labels": [0]}},
+        {"array_extents": {"labels": [-8, 8]}},
+        {"array_extents": {"labels": [2**62, 8]}},
+        {"summary": None},
+        {"transaction": None},
+        {"digest": b"x"},
+        {"skipped": True},
+    ],
+    ids=str,
+)
+def test_facts_of_another_type_or_out_of_their_range_are_an_error(store_copy, forged):
+    """Also if the forger leaves the checksum out, which earlier releases did not write."""
+    meta = meta_of(store_copy) | forged
+    del meta["check"]
+    # A change of the file makes the extents void, so we forge the transaction as well.
+    meta["transaction"] = forged.get("transaction", meta["transaction"] + 1)
+    edit(store_copy, {META_KEY: msgpack.packb(meta)})
+    (problem,) = verify(store_copy, workers=0)
+    assert ("copy.lmdb" in problem and "__meta__" in problem) or "bytes" in problem
+
+
+@pytest.mark.parametrize("forged", [{"encoding": "raw"}, {"classes": ["x"]}, {"source": "x"}, {"check": b""}])
+def test_facts_that_nobody_wrote_are_an_error(store_copy, forged):
+    edit(store_copy, {META_KEY: msgpack.packb(meta_of(store_copy) | forged)})
+    assert "__meta__ is damaged: its checksum differs" in verify(store_copy, workers=0)[0]
+
+
+def test_facts_of_an_earlier_release_have_no_checksum(store_copy):
+    meta = meta_of(store_copy)
+    del meta["check"]
+    edit(store_copy, {META_KEY: msgpack.packb(meta)})
+    assert verify(store_copy, workers=0) == []
+
+
+def test_the_mark_of_an_unfinished_store_may_be_damaged(tmp_path):
+    for number, mark in enumerate(
+        (b"\xc1", msgpack.packb([1]), msgpack.packb({"conversion": 1, "source": 2}))
+    ):
+        edit(path := tmp_path / f"{number}.lmdb", {UNFINISHED_KEY: mark})
+        for use in (lambda path: len(LMDBStore(path)), lambda path: LMDBStore(path).describe()):
+            with pytest.raises(StoreError, match="!unfinished is damaged"):
+                use(path)
+        with pytest.raises(StoreError, match="!unfinished is damaged"):
+            ShardWriter(path, "test", source="test")
+
+
+def test_a_damaged_journal_is_an_error_when_a_conversion_goes_on(tmp_path):
+    for number, journal in enumerate((b"\xc1", msgpack.packb({"positions": b"123"}), msgpack.packb(5))):
+        writer = ShardWriter(path := tmp_path / f"{number}.lmdb", "test", source="test")
+        writer.close()
+        edit(path, {JOURNAL_PREFIX + make_key(0): journal})
+        with pytest.raises(StoreError, match=r"is damaged .* begin again"):
+            ShardWriter(path, "test", source="test")
+
+
+@pytest.mark.parametrize("label", [2**40, -1, 2**31, 64])
+def test_verify_names_a_record_whose_label_is_no_class(store_copy, label):
+    store = LMDBStore(store_copy)
+    value = msgpack.unpackb(store.files[0].environment.get(make_key(17)))
+    edit(store_copy, {make_key(17): msgpack.packb([value[0], label, *value[2:]])})
+    (problem,) = verify(store_copy, workers=0)
+    assert "key 00000017" in problem
 
 
 @pytest.mark.parametrize("name", sorted(ARRAYS.keys() - {"positions", "extents"}))

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.vision import StandardTransform
 
@@ -136,12 +135,9 @@ class DatasetLMDB(Dataset):
 
     def _read(self, index: int) -> tuple[Any, int]:
         record = self.store[index]
-        grey = self.store.name(index).endswith(".L")
+        mode = "L" if self.store.name(index).endswith(".L") else "RGB"
         try:
-            if grey and isinstance(record.image, np.ndarray):
-                image = Image.fromarray(np.ascontiguousarray(record.image[:, :, 0]))
-            else:
-                image = read_image(record).convert("L" if grey else "RGB")
+            image = read_image(record).convert(mode)  # to L and back is exact
         except BadImageError as error:
             raise BadImageError(f"{self.store.where(index)} does not decode: {error}") from error
         if self.output == "pil":

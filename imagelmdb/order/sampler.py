@@ -74,7 +74,7 @@ class Sampler:
             raise UserError(
                 f"{self.total} records are fewer than one batch of {batch_size}: choose a smaller batch_size"
             )
-        self._node, self._ranks = 0, world_size
+        self._node, self._ranks, self._first = 0, world_size, 0  # _first: the node's first position
         if shuffle == "local":
             self._check_nodes()
 
@@ -90,9 +90,8 @@ class Sampler:
             start = step * self.batch_size
             return range(start + self.rank, min(start + self.batch_size, self.total), self.world_size)
         # Each node spreads its records over all steps, so its batches differ by at most one record.
-        first = sum(self.counts[: self._node])
         each, longer = divmod(self.counts[self._node], self.steps_per_epoch)
-        start, end = (first + s * each + min(s, longer) for s in (step, step + 1))
+        start, end = (self._first + s * each + min(s, longer) for s in (step, step + 1))
         return range(start + self.rank % self._ranks, end, self._ranks)
 
     def indices(self, epoch: int, positions: range | np.ndarray) -> np.ndarray:
@@ -101,7 +100,7 @@ class Sampler:
         if self.shuffle == "none":
             return places
         count = self.counts[self._node]
-        places = (places - sum(self.counts[: self._node])) // self.repeats
+        places = (places - self._first) // self.repeats
         if self.shuffle == "block":
             return shuffle_blocks(count, make_key(self.seed, epoch, BLOCK), places)
         if self.shuffle == "full":
@@ -133,6 +132,7 @@ class Sampler:
             )
         self._ranks = self.world_size // nodes
         self._node = self.rank // self._ranks
+        self._first = sum(self.counts[: self._node])
         smallest = min(range(nodes), key=self.counts.__getitem__)
         if self.counts[smallest] < self.steps_per_epoch * self._ranks:
             raise UserError(

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from imagelmdb.errors import BadImageError, UserError
+from imagelmdb.errors import DAMAGE, BadImageError, UserError, describe
 from imagelmdb.jpeg.index import INDEX_VERSION
 from imagelmdb.parallel import count_cores, make_bar, map_in_order
 from imagelmdb.store.encode import Encoding, encode_image
@@ -206,7 +206,9 @@ class _Job:
             return shard, Row.pack(position - self.starts[shard], encoded, label=label, name=name), None
         except (OSError, ValueError, MemoryError, BadImageError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return shard, None, Bad(position, name, " ".join(reason.split()))
+        except DAMAGE as error:
+            reason = describe(error)
+        return shard, None, Bad(position, name, " ".join(reason.split()))
 
     def _describe(self, report: Report) -> Meta:
         """What all shards of the store share."""

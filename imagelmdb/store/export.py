@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from imagelmdb.errors import BadImageError, StoreError, UserError
+from imagelmdb.errors import BadImageError, StoreError, UserError, printable
 from imagelmdb.parallel import make_bar
 from imagelmdb.store import Store
 from imagelmdb.store.images import read_image
@@ -16,6 +17,7 @@ from imagelmdb.store.images import read_image
 _CELL = 160  # px
 _CAPTION = 28
 _COLUMNS = 8
+_LONGEST_NAME = 200  # bytes of a file's name, so that a number fits behind it
 
 
 def export(store: Store, folder: str | Path, *, progress: bool = False) -> int:
@@ -23,16 +25,18 @@ def export(store: Store, folder: str | Path, *, progress: bool = False) -> int:
     folder = Path(folder).expanduser()
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose another one")
-    folders = _name_folders(store.classes)
+    folders = name_folders(store.classes)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in folders:
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).mkdir()
     written = set()
     with make_bar(len(store), show=progress) as bar:
         for index in range(len(store)):
             record = store[index]
-            name = PurePosixPath(store.name(index)).name or f"{index:08d}"
-            stem = folder / folders[record.label] / name
-            path = stem.with_suffix(".png") if store.encoding == "raw" else stem
+            if record.label >= len(folders):
+                raise StoreError(f"{store.where(index)}: label {record.label} of {len(folders)} classes")
+            path = folder / folders[record.label] / as_file_name(store.name(index).rpartition("/")[2])
+            path = path.with_suffix(".png") if store.encoding == "raw" else path
             if path in written:  # two folders in one class had files of the same name
                 path = path.with_name(f"{path.stem}_{index:08d}{path.suffix}")
             written.add(path)
@@ -69,14 +73,28 @@ def draw_sheet(store: Store, indices: Sequence[int] | None = None, *, count: int
         image.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
         sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
         draw.text((left, top + _CELL + 2), f"{index}: class {record.label}", "black")
-        draw.text((left, top + _CELL + 14), _fit(store.classes[record.label], draw), "dimgray")
+        name = printable(store.classes[record.label][:_CELL])  # a pixel a character at the least
+        draw.text((left, top + _CELL + 14), _fit(name, draw), "dimgray")
     return sheet
 
 
-def _name_folders(classes: list[str]) -> list[str]:
-    """A folder name for each class. A class of a foreign store may have any name, even "../x" or "a/b"."""
-    names = [name.replace("/", "_").replace("\\", "_").lstrip(".") or "_" for name in classes]
-    return [f"{name}_{label}" if names.count(name) > 1 else name for label, name in enumerate(names)]
+def name_folders(classes: list[str]) -> list[str]:
+    """A folder name for each class, all different."""
+    names = [as_file_name(name) for name in classes]
+    times = Counter(names)
+    names = [f"{name}_{label}" if times[name] > 1 else name for label, name in enumerate(names)]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{label}_{name}" for label, name in enumerate(names)]  # "a", "a" and "a_1" are classes
+
+
+def as_file_name(text: str) -> str:
+    """A text from outside as the name of a file: "../x" is "_x". A file's name has at most 255 bytes."""
+    text = text.replace("/", "_").replace("\\", "_")
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else "_" for c in text)
+    name = text.lstrip(".")
+    return name.encode()[:_LONGEST_NAME].decode("utf-8", "ignore") or "_"
 
 
 def _fit(text: str, draw: ImageDraw.ImageDraw) -> str:

@@ -45,9 +45,10 @@ from typing import NamedTuple
 import msgpack
 import numpy as np
 
-from imagelmdb.errors import StoreError
+from imagelmdb.errors import DAMAGE, StoreError, describe
 
 FORMAT_VERSION = 1
+MOST_SHARDS = 100_000  # their file names have 5 digits
 
 KEY_WIDTH = 8
 LEN_KEY = b"__len__"
@@ -102,22 +103,73 @@ class Meta:
     summary: dict = field(default_factory=dict)  # what the conversion counted, for `imagelmdb info`
 
     def pack(self) -> bytes:
-        return msgpack.packb(asdict(self))
+        """The fields, and a digest of them as one more: "check"."""
+        found = asdict(self)
+        return msgpack.packb(found | {"check": _digest_fields(found)})
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> Meta:
-        """Raise StoreError if `data` is not the fields of this version."""
+        """Raise StoreError if `data` is not the fields of this version, each of its type and in its range."""
         try:
             found = msgpack.unpackb(data)
             version = found["version"]
-        except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-            raise StoreError(f"{META_KEY.decode()} is damaged ({error or type(error).__name__})") from error
+        except DAMAGE as error:
+            raise StoreError(f"{META_KEY.decode()} is damaged ({describe(error)})") from error
         if version != FORMAT_VERSION:
             raise StoreError(f"format version {version!r}, but this release reads version {FORMAT_VERSION}")
+        check = found.pop("check", None)  # earlier releases wrote none
+        if check not in (None, _digest_fields(found)):
+            raise StoreError(f"{META_KEY.decode()} is damaged: its checksum differs")
         try:
-            return cls(**{name: found[name] for name in (f.name for f in fields(cls))})
+            meta = cls(**{name: found[name] for name in (f.name for f in fields(cls))})
         except KeyError as error:
             raise StoreError(f"{META_KEY.decode()} lacks {error}") from error
+        if wrong := [name for name, fits in meta._fits().items() if not fits]:
+            value = repr(getattr(meta, wrong[0]))[:40]
+            raise StoreError(f"{META_KEY.decode()} is damaged: its {wrong[0]} is {value}")
+        return meta
+
+    def _fits(self) -> dict[str, bool]:
+        """Whether each field is of its type and in its range. A file from outside may have anything."""
+        counts = ("version", "count", "total", "skipped", "image_bytes", "transaction")
+        texts = ("source", "conversion", "digest")
+        return {
+            "encoding": self.encoding in ("jpeg", "raw"),
+            "classes": isinstance(self.classes, list) and all(type(name) is str for name in self.classes),
+            **{name: _is_number(getattr(self, name), 0, 2**64) for name in counts},
+            "tiled": type(self.tiled) is bool,
+            "max_size": self.max_size is None or _is_number(self.max_size, 1, 2**31),
+            "quality": self.quality is None or _is_number(self.quality, 1, 100),
+            "shards": _is_number(self.shards, 1, MOST_SHARDS),
+            "shard": _is_number(self.shard, 0, MOST_SHARDS) and self.shard < self.shards,
+            **{name: type(getattr(self, name)) is str for name in texts},
+            "array_extents": isinstance(self.array_extents, dict)
+            and all(
+                isinstance(extent, list) and len(extent) == 2 and all(_is_number(n, 0, 2**63) for n in extent)
+                for extent in self.array_extents.values()
+            ),
+            "summary": isinstance(self.summary, dict),
+        }
+
+
+def _is_number(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _digest_fields(found: dict) -> bytes:
+    return hashlib.blake2b(msgpack.packb(found), digest_size=16).digest()
+
+
+def unpack_unfinished(data: bytes | memoryview) -> tuple[str, str]:
+    """(conversion, source) of an unfinished store, from its UNFINISHED_KEY."""
+    try:
+        found = msgpack.unpackb(data)
+        conversion, source = found["conversion"], found["source"]
+    except DAMAGE as error:
+        raise StoreError(f"{UNFINISHED_KEY.decode()} is damaged ({describe(error)})") from error
+    if type(conversion) is not str or type(source) is not str:
+        raise StoreError(f"{UNFINISHED_KEY.decode()} is damaged: no texts in it")
+    return conversion, source
 
 
 def make_key(position: int) -> bytes:
@@ -149,10 +201,12 @@ def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:
     end = start + int.from_bytes(value[2:start], "big")
     try:
         label, tile_index, check = msgpack.unpackb(b"\x93" + bytes(value[end:]))
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise StoreError(f"has a damaged tail ({error or type(error).__name__})") from error
-    if type(label) is not int or type(tile_index) is not bytes or type(check) is not int:
+    except DAMAGE as error:
+        raise StoreError(f"has a damaged tail ({describe(error)})") from error
+    if type(tile_index) is not bytes or type(check) is not int:
         raise StoreError("has a damaged tail")
+    if not _is_number(label, 0, 2**31 - 1):
+        raise StoreError(f"has the label {label!r}, which is not a class number")
     return value[start:end], label, tile_index, check
 
 

@@ -14,11 +14,17 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgpack
 import numpy as np
 
-from imagelmdb.errors import StoreError, UnfinishedStoreError
-from imagelmdb.store.format import META_KEY, UNFINISHED_KEY, Meta, Record, digest_arrays
+from imagelmdb.errors import DAMAGE, StoreError, UnfinishedStoreError, describe
+from imagelmdb.store.format import (
+    META_KEY,
+    UNFINISHED_KEY,
+    Meta,
+    Record,
+    digest_arrays,
+    unpack_unfinished,
+)
 from imagelmdb.store.legacy.formats import open_legacy
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import open_environment
@@ -186,8 +192,7 @@ def read_state(file: Path) -> State:
         meta = Meta.unpack(facts)
         return State(True, meta.conversion, meta.source)
     if facts := environment.get(UNFINISHED_KEY):
-        unfinished = msgpack.unpackb(facts)
-        return State(False, unfinished["conversion"], unfinished["source"])
+        return State(False, *unpack_unfinished(facts))
     return State(environment.facts.entries > 0, "", "")
 
 
@@ -202,7 +207,10 @@ def _open_file(path: Path) -> StoreFile:
     except StoreError as error:
         raise StoreError(f"{path}: {error}") from error
     if state.finished:
-        return open_legacy(environment)
+        try:
+            return open_legacy(environment)
+        except DAMAGE as error:
+            raise StoreError(f"{path} is damaged: {describe(error)}") from error
     del environment  # otherwise a traceback that somebody keeps would keep the file open
     raise UnfinishedStoreError(
         f"{path} is unfinished: to finish it, run the command that converts {state.source or 'its source'} "

@@ -72,7 +72,7 @@ class Shard:
         image, label, tile_index, _ = self._read(index)
         if self.encoding == "raw":
             width, height = self.sizes[index].tolist()
-            if len(image) != height * width * 3:
+            if min(height, width) < 1 or len(image) != height * width * 3:
                 raise StoreError(
                     f"{self.where(index)}: {len(image)} bytes are not {height}x{width} RGB pixels"
                 )

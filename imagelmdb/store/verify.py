@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelmdb.errors import BadImageError, StoreError, UserError
+from imagelmdb.errors import DAMAGE, BadImageError, StoreError, UserError, describe
 from imagelmdb.jpeg.crop import find_window
 from imagelmdb.jpeg.markers import JPEGError
 from imagelmdb.parallel import count_cores, make_bar, map_in_order
@@ -79,6 +79,10 @@ def _check_record(store: LMDBStore, labels: np.ndarray | None, max_pixels: int, 
         return str(error)
     except (BadImageError, JPEGError) as error:
         return f"{store.where(index)}: {error}"
+    except DAMAGE as error:
+        return f"{store.where(index)}: {describe(error)}"
+    if record.label >= len(store.classes):
+        return f"{store.where(index)}: label {record.label}, but there are {len(store.classes)} classes"
     if labels is not None and record.label != labels[index]:
         return f"{store.where(index)}: label {record.label}, but {labels[index]} in the store's list"
     if store.sizes is not None and size != (listed := tuple(store.sizes[index].tolist())):

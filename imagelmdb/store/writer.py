@@ -26,7 +26,7 @@ import lmdb
 import msgpack
 import numpy as np
 
-from imagelmdb.errors import DISK_FULL, DiskFullError, StoreError
+from imagelmdb.errors import DAMAGE, DISK_FULL, DiskFullError, StoreError, describe
 from imagelmdb.store.encode import Encoded
 from imagelmdb.store.format import (
     ARRAYS,
@@ -40,6 +40,7 @@ from imagelmdb.store.format import (
     digest_arrays,
     make_key,
     pack_record,
+    unpack_unfinished,
 )
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.pages import Values
@@ -76,6 +77,8 @@ class Row(NamedTuple):
     def pack(cls, number: int, encoded: Encoded, *, label: int, name: str) -> Row:
         image, tile_index, width, height, note = encoded
         value, check = pack_record(image, label, tile_index)
+        # In the journal a NUL ends a name. No file has one in its name, but a parquet file may say so.
+        name = name.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
         return cls(number, value, label, width, height, check, len(image), name, note)
 
 
@@ -94,6 +97,10 @@ class ShardWriter:
             self._resume(conversion, source)
         except (lmdb.Error, OSError) as error:
             raise _explain(error, file) from error
+        except DAMAGE as error:
+            raise StoreError(
+                f"{file}: what is written so far is damaged ({describe(error)}): delete it and begin again"
+            ) from error
 
     def done(self) -> np.ndarray:
         """The positions of the records written so far. Empty if the LMDB is finished: its journal is gone."""
@@ -173,13 +180,14 @@ class ShardWriter:
                 self._check_conversion(self.finished.conversion, conversion)
                 return
             if unfinished := transaction.get(UNFINISHED_KEY):
-                self._check_conversion(msgpack.unpackb(unfinished)["conversion"], conversion)
+                self._check_conversion(unpack_unfinished(unfinished)[0], conversion)
             else:
                 begun = {"version": FORMAT_VERSION, "conversion": conversion, "source": source}
                 transaction.put(UNFINISHED_KEY, msgpack.packb(begun))
                 return
             while entry := transaction.get(JOURNAL_PREFIX + make_key(len(self._journal))):
                 self._journal.append(msgpack.unpackb(entry))
+            self._arrays()  # raises if the journal is damaged
 
     def _check_conversion(self, found: str, wanted: str) -> None:
         if found != wanted:
@@ -245,12 +253,22 @@ def _find_records(values: Values) -> np.ndarray:
     return (first_byte >= ord("0")) & (first_byte <= ord("9"))
 
 
+def _has_size_limit() -> bool:
+    """Whether `ulimit -f` limits the size of files."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+
+
 def _explain(error: Exception, file: Path) -> Exception:
     # If a write was cut short, liblmdb reports EIO whatever the reason was, and systems use different words.
     full = any(os.strerror(code) in str(error) for code in DISK_FULL)
     unclear = isinstance(error, lmdb.DiskError) or os.strerror(errno.EIO) in str(error)
-    if full or (unclear and shutil.disk_usage(file.parent).free < _LITTLE_ROOM_BYTES):
+    if full or (unclear and (_has_size_limit() or shutil.disk_usage(file.parent).free < _LITTLE_ROOM_BYTES)):
         return DiskFullError(
-            f"no room on the disk for {file}: free some, and run the same command again; it goes on"
+            f"no room on the disk for {file}: free some (or raise `ulimit -f`), and run the same command "
+            "again; it goes on"
         )
     return StoreError(f"cannot write {file}: {error}")

@@ -29,25 +29,24 @@ def draw_lines(lines: Sequence[Line], *, y_format: str, from_zero: bool = False)
     lines = [line for line in lines if line.points]
     if not lines:
         return NO_DATA
-    xs = [0.0] + [x for line in lines for x, _ in line.points]
+    x_high = max(x for line in lines for x, _ in line.points)
     ys = [y for line in lines for _, y in line.points] + ([0.0] if from_zero else [])
-    x_ticks, y_ticks = nice_ticks(min(xs), max(xs), most=7), nice_ticks(min(ys), max(ys), most=5)
-    x_low, x_high = x_ticks[0], max(xs)
+    y_ticks = nice_ticks(min(ys), max(ys), most=5)
     y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
     def place(point: Point) -> Point:
-        x = LEFT + (point[0] - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        x = LEFT + point[0] / x_high * (WIDTH - LEFT - RIGHT)
         y = HEIGHT - BOTTOM - (point[1] - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
         return x, y
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">']
     for tick in y_ticks:
-        y = place((x_low, tick))[1]
+        _, y = place((0, tick))
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{y_format.format(tick)}</text>')
-    for tick in x_ticks:
-        if x_low <= tick <= x_high:
-            x = place((tick, y_low))[0]
+    for tick in nice_ticks(0, x_high, most=7):
+        x, _ = place((tick, y_low))
+        if tick <= x_high:
             parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT + 10}" y="{HEIGHT - 14}">epochs</text>')
     for line in lines:

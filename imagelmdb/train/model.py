@@ -8,7 +8,6 @@ torch.export.load("model.pt2").module()(images)              # images: normalise
 import dataclasses
 import importlib.util
 import math
-import urllib.error
 from pathlib import Path
 
 import timm
@@ -21,16 +20,29 @@ from imagelmdb.command_line import nearest
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError, first_line
 
-_UNFETCHED = "--pretrained: the weights of {} cannot be fetched: {}"
-
 
 def make_model(config: Config, *, classes: int, device: torch.device, fetch: bool = True) -> nn.Module:
     """The model on its device and in its memory format, neither compiled nor wrapped for several ranks.
 
     Without `fetch`, --pretrained does not fetch weights, because those of a checkpoint will replace them.
     """
-    make = _make_timm if config.arch.startswith("timm:") else _make_torchvision
-    model = make(config, classes, config.pretrained and fetch)
+    library, make = "torchvision", _make_torchvision
+    if config.arch.startswith("timm:"):
+        library, make = "timm", _make_timm
+    name = config.arch.removeprefix("timm:")
+    pretrained = config.pretrained and fetch
+    try:
+        model = make(config, classes, pretrained)
+    except TypeError as error:
+        if "stochastic_depth_prob" not in str(error) and "drop_path_rate" not in str(error):
+            raise
+        hint = f"; try timm:{config.arch}" if timm.is_model(config.arch) else ""
+        raise UserError(f"--drop-path: {library}'s {name} does not support stochastic depth{hint}") from None
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        why = first_line(getattr(error, "reason", error))
+        raise UserError(f"--pretrained: the weights of {name} cannot be fetched: {why}") from None
     if config.zero_init:
         zero_last_gammas(model, arch=config.arch)
     if config.prior_bias:
@@ -123,17 +135,7 @@ def _make_torchvision(config: Config, classes: int, pretrained: bool) -> nn.Modu
     if has_aux and not pretrained:
         options |= {"aux_logits": False, "init_weights": True}
     options |= {"weights": "DEFAULT"} if pretrained else {"num_classes": classes}
-    try:
-        model = torchvision.models.get_model(config.arch, **options)
-    except TypeError as error:
-        if "stochastic_depth_prob" not in str(error):
-            raise
-        hint = f"; try timm:{config.arch}" if timm.is_model(config.arch) else ""
-        raise UserError(
-            f"--drop-path: torchvision's {config.arch} does not support stochastic depth{hint}"
-        ) from None
-    except urllib.error.URLError as error:
-        raise UserError(_UNFETCHED.format(config.arch, error.reason)) from None
+    model = torchvision.models.get_model(config.arch, **options)
     if pretrained:
         if config.arch == "inception_v3":  # torchvision adds the auxiliary head whenever it loads weights
             model.aux_logits, model.AuxLogits = False, None
@@ -148,16 +150,7 @@ def _make_timm(config: Config, classes: int, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         raise UserError(f"--arch {config.arch} is not a timm model{nearest(name, timm.list_models())}")
     options = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
-            raise
-        raise UserError(f"--drop-path: timm's {name} does not support stochastic depth") from None
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        raise UserError(_UNFETCHED.format(name, first_line(error))) from None
+    return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
 
 
 def _head(model: nn.Module, *, arch: str) -> tuple[str, nn.Linear]:

@@ -150,13 +150,12 @@ def _confused(events: list[dict]) -> str:
     found = _of(events, "confused")
     if not found or not found[-1]["pairs"]:
         return NO_DATA
-    most = max(pair["count"] / pair["images"] for pair in found[-1]["pairs"])
+    shares = [pair["count"] / pair["images"] for pair in found[-1]["pairs"]]
     rows = []
-    for pair in found[-1]["pairs"]:
-        share = pair["count"] / pair["images"]
+    for pair, share in zip(found[-1]["pairs"], shares, strict=True):
         rows.append(
             f"<tr><td>{escape(pair['label'])}</td><td>{escape(pair['prediction'])}</td>"
-            f'<td class="bar"><i style="width:{100 * share / most:.0f}%"></i></td>'
+            f'<td class="bar"><i style="width:{100 * share / max(shares):.0f}%"></i></td>'
             f"<td class='n'>{share:.0%}</td><td class='n'>{pair['count']} of {pair['images']}</td></tr>"
         )
     head = "<tr><th>true class</th><th>predicted</th><th colspan=3>share of the true class's images</th></tr>"

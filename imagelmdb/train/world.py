@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from imagelmdb.errors import UserError, first_line
+from imagelmdb.errors import UserError, first_line, printable
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0  # a rank may take so long to leave a collective that lost a rank; with NCCL none does
@@ -201,5 +201,5 @@ class Board:
         except RuntimeError as error:
             reason = f"the lost rendezvous store: {first_line(error)}"
         if not self._closed.wait(GRACE_SECONDS):  # the main thread did not end by itself
-            print(f"rank {self.rank} ends because of {reason}", file=sys.stderr, flush=True)
+            print(f"rank {self.rank} ends because of {printable(reason)}", file=sys.stderr, flush=True)
             os._exit(int(code))

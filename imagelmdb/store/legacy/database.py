@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
-import msgpack
 import numpy as np
 
-from imagelmdb.errors import StoreError
+from imagelmdb.errors import DAMAGE, StoreError
 from imagelmdb.store.format import Record
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment
 from imagelmdb.store.texts import Texts
 
-# What a loader raises for a damaged value.
-DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error, msgpack.UnpackException)
 MAX_CLASSES = 1 << 20  # a larger label means damage
 _TRIED_RECORDS = 100  # if the first 100 are all bad, the file is something else
 
@@ -39,29 +35,25 @@ class KeyList:
     Index and key differ: a tool's list may begin with b"17", while LMDB sorts its keys by bytes.
     """
 
-    def __init__(self, data: bytes | memoryview, ends: np.ndarray):
+    def __init__(self, count: int, width: int, texts: Texts | None = None):
+        """Without `texts` they are padded with zeros: count 2 and width 3 are b"000" and b"001"."""
+        self._count, self._width, self._texts = count, width, texts
+
+    @classmethod
+    def split(cls, data: bytes | memoryview, ends: np.ndarray) -> KeyList:
         """Key i is data[ends[i - 1]:ends[i]]."""
         sizes = np.diff(ends, prepend=0)
         if np.any(sizes <= 0) or len(data) != sizes.sum():
             raise ValueError("a damaged list of keys")
-        self._count = len(ends)
-        self._width = int(sizes.max(initial=0)) if np.all(sizes == sizes[:1]) else 0
-        self._texts: Texts | None = None
-        numbers = [b"%0*d" % (self._width, i) for i in range(self._count)]
-        if list(map(len, numbers)) != sizes.tolist() or b"".join(numbers) != data:
-            self._texts = Texts.view(bytes(data), ends)
+        width = int(sizes.max(initial=0)) if np.all(sizes == sizes[:1]) else 0
+        numbers = [b"%0*d" % (width, i) for i in range(len(ends))]
+        plain = list(map(len, numbers)) == sizes.tolist() and b"".join(numbers) == data
+        return cls(len(ends), width, None if plain else Texts.view(bytes(data), ends))
 
     @classmethod
     def from_list(cls, keys: Sequence[bytes | memoryview]) -> KeyList:
         ends = np.fromiter(accumulate(map(len, keys)), np.int64, len(keys))
-        return cls(b"".join(keys), ends)
-
-    @classmethod
-    def numbers(cls, count: int, width: int) -> KeyList:
-        """The keys 0, 1, ..., padded with zeros: numbers(2, 3) is b"000", b"001"."""
-        keys = cls.__new__(cls)
-        keys._count, keys._width, keys._texts = count, width, None
-        return keys
+        return cls.split(b"".join(keys), ends)
 
     def __len__(self) -> int:
         return self._count
@@ -241,12 +233,8 @@ class LegacyFile:
             image, label = self._load(value)
             if label is None:
                 label = int(self._labels[index])
-            return image, _check_label(label)
+            if not 0 <= label < MAX_CLASSES:
+                raise ValueError(f"label {label} is not a class number")
+            return image, label
         except DAMAGE as error:
             raise StoreError(f"{self.where(index)}: {error}") from error
-
-
-def _check_label(label: int) -> int:
-    if not 0 <= label < MAX_CLASSES:
-        raise ValueError(f"label {label} is not a class number")
-    return label

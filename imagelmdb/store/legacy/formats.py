@@ -23,19 +23,17 @@ from functools import partial
 import msgpack
 import numpy as np
 
-from imagelmdb.errors import StoreError
+from imagelmdb.errors import DAMAGE, StoreError
 from imagelmdb.store.format import KEYS_KEY, LEN_KEY
 from imagelmdb.store.legacy import arrow, pickled, protobuf
-from imagelmdb.store.legacy.database import DAMAGE, MAX_CLASSES, Extents, KeyList, LegacyFile
+from imagelmdb.store.legacy.database import MAX_CLASSES, Extents, KeyList, LegacyFile
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment
 
 SHAPE_KEY = b"__shape__"
 LABELS_KEY = b"__labels__"
+_MAX_SIDE = 1 << 16  # px
 _SIZE_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # msgpack's codes for bytes and texts
-# A record has few items, and the map of msgpack-numpy has 5: so a hostile length costs no memory. Types that
-# msgpack can be extended with are refused.
-_unpack = partial(msgpack.unpackb, raw=True, max_array_len=8, max_map_len=8, max_ext_len=0)
 _LEAST_RECORD_BYTES = 32  # a record of torchrecord with its key; so a damaged key cannot mean a huge count
 
 
@@ -53,7 +51,7 @@ def open_legacy(environment: Environment) -> LegacyFile:
 
 def _open_serialized(environment: Environment) -> LegacyFile:
     listed = environment.get(KEYS_KEY)
-    keys = _load_keys(environment, listed) if listed is not None else _scan_keys(environment)
+    keys = _scan_keys(environment) if listed is None else _load_keys(environment)
     name = _recognise(environment, listed if listed is not None else environment.get(keys[0]))
     load = {"pyarrow": arrow.load, "msgpack": load_msgpack, "pickle": pickled.load}[name]
     _check_length(environment, keys, load)
@@ -69,11 +67,11 @@ def _open_torchlmdb(environment: Environment) -> LegacyFile:
     shape = _load_meta(environment, SHAPE_KEY, pickled.load)
     listed, stored = environment.get(KEYS_KEY), environment.get(LABELS_KEY)
     sides = shape if type(shape) is tuple and all(type(side) is int for side in shape) else ()
-    if listed is None or stored is None or len(sides) != 3 or min(sides) < 1:
+    if listed is None or stored is None or len(sides) != 3 or not 1 <= min(sides) <= max(sides) < _MAX_SIDE:
         raise StoreError(
             f"{environment.path} looks like torchlmdb's, but lacks keys, labels or a shape of 3 sides"
         )
-    keys = _load_keys(environment, listed)
+    keys = _load_keys(environment)
     _check_length(environment, keys, pickled.load)
     labels = _load_meta(environment, LABELS_KEY, pickled.load)
     if not isinstance(labels, list) or not all(type(n) is int and 0 <= n < MAX_CLASSES for n in labels):
@@ -112,7 +110,7 @@ def _number_keys(environment: Environment, database: str) -> KeyList:
         last = values.keys.take(slice(-1, None)).as_bytes()[0]
     if not last.isdigit() or int(last) * _LEAST_RECORD_BYTES > environment.facts.file_size:
         raise StoreError(f"{environment.path}: {database} is empty or has keys like {last!r}")
-    return KeyList.numbers(int(last) + 1, len(last))
+    return KeyList(int(last) + 1, len(last))
 
 
 def _scan_keys(environment: Environment) -> KeyList:
@@ -138,16 +136,13 @@ def _recognise(environment: Environment, value: memoryview) -> str:
     raise StoreError(f"{environment.path} is not a known kind of image store: a value begins with {start!r}")
 
 
-def _load_keys(environment: Environment, listed: memoryview) -> KeyList:
-    name = _recognise(environment, listed)
-    try:
-        if name == "pyarrow":
-            return KeyList(*arrow.load_keys(listed))
-        return KeyList.from_list(
-            load_msgpack_keys(listed) if name == "msgpack" else pickled.load(bytes(listed))
-        )
-    except DAMAGE as error:
-        raise StoreError(f"{environment.path}: {KEYS_KEY.decode()}: {error}") from error
+def _load_keys(environment: Environment) -> KeyList:
+    loads = {
+        "pyarrow": lambda value: KeyList.split(*arrow.load_keys(value)),
+        "msgpack": lambda value: KeyList.from_list(load_msgpack_keys(value)),
+        "pickle": lambda value: KeyList.from_list(pickled.load(bytes(value))),
+    }
+    return _load_meta(environment, KEYS_KEY, loads[_recognise(environment, environment.get(KEYS_KEY))])
 
 
 def _load_meta(environment: Environment, key: bytes, load):
@@ -168,10 +163,23 @@ def _check_length(environment: Environment, keys: KeyList, load) -> None:
 def load_msgpack(value: memoryview):
     """A msgpack value: ints, bytes (texts too), lists and maps. A record's image is a view, not a copy."""
     if value[0] != 0x92 or value[1] not in _SIZE_BYTES:  # not an array of 2 that begins with bytes
-        return _unpack(value)
+        return _unpack_msgpack(value)
     start = 2 + _SIZE_BYTES[value[1]]
     end = start + int.from_bytes(value[2:start], "big")
-    return [value[start:end], _unpack(value[end:])]
+    return [value[start:end], _unpack_msgpack(value[end:])]
+
+
+def _unpack_msgpack(data: memoryview):
+    # A record has few items, and a map has 5 entries: so a hostile length costs no memory. Types that msgpack
+    # can be extended with are refused.
+    limits = {"max_array_len": 8, "max_map_len": 8, "max_ext_len": 0}
+    return msgpack.unpackb(data, raw=True, object_hook=_make_array, **limits)
+
+
+def _make_array(fields: dict[bytes, object]) -> np.ndarray:
+    """The array that msgpack-numpy stored as a map."""
+    dtype = np.dtype(pickled.DType(str(fields[b"type"], "ascii")).value)
+    return np.frombuffer(fields[b"data"], dtype).reshape(fields[b"shape"])
 
 
 def load_msgpack_keys(value: memoryview) -> list[bytes]:
@@ -189,8 +197,6 @@ def _load_record(load, value: memoryview) -> tuple[memoryview | np.ndarray, int]
 
 
 def _as_image(image) -> memoryview | np.ndarray:
-    if isinstance(image, dict):  # msgpack-numpy
-        image = _unpack_array(image)
     if isinstance(image, bytes):
         image = memoryview(image)
     if isinstance(image, np.ndarray):
@@ -215,19 +221,11 @@ def _as_rgb(pixels: np.ndarray, *, channels_first: bool) -> np.ndarray:
 
 
 def _as_label(label) -> int:
-    if isinstance(label, dict):
-        label = _unpack_array(label)
     if isinstance(label, np.ndarray) and label.size == 1 and label.dtype.kind in "iu":
         label = int(label.reshape(()))
     if type(label) is not int:
         raise ValueError("no label")
     return label
-
-
-def _unpack_array(fields: dict[bytes, object]) -> np.ndarray:
-    """The array that msgpack-numpy stored as a map."""
-    dtype = np.dtype(pickled.DType(str(fields[b"type"], "ascii")).value)
-    return np.frombuffer(fields[b"data"], dtype).reshape(fields[b"shape"])
 
 
 def _load_pixels(

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from imagelmdb.errors import UserError
-from imagelmdb.store.sources.source import Sample, Source, digest
+from imagelmdb.store.sources.source import Sample, Source, as_label, digest
 
 _one_at_a_time = threading.Lock()
 
@@ -44,8 +44,8 @@ class DatasetSource(Source):
                 image, label = self.dataset[index]
         except Exception as error:  # the dataset's own code; one bad item must not end all
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        label = int(label)
-        if not 0 <= label < len(self.classes):
+        label = as_label(label)
+        if label >= len(self.classes):
             raise ValueError(f"label {label} is outside the {len(self.classes)} classes")
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
             image = Image.fromarray(image)

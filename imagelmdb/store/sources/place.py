@@ -13,7 +13,8 @@ from pathlib import Path
 from imagelmdb.errors import UserError
 
 _COMPRESSIONS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7z": "unxz", b"(\xb5\x2f\xfd": "unzstd"}
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+_MOST_FILES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,13 @@ def expand_pattern(pattern: str) -> list[Path]:
     names = [pattern]
     while found := _BRACES.search(names[0]):  # the first braces are the same in all names
         first, last = found.groups()
-        numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        numbers = range(int(first), int(last) + 1)
         if not numbers:
             raise UserError(f"{pattern}: {found[0]} is an empty range, write the smaller number first")
-        names = [name.replace(found[0], number, 1) for name in names for number in numbers]
+        if len(names) * len(numbers) > _MOST_FILES:
+            raise UserError(f"{pattern} names more than {_MOST_FILES} files")
+        written = [f"{number:0{len(first)}d}" for number in numbers]
+        names = [name.replace(found[0], number, 1) for name in names for number in written]
     if len(names) > 1:
         missing = [name for name in names if not Path(name).is_file()]
         if missing:

@@ -10,6 +10,7 @@ A scan takes 30 us for each member: 34 s for ImageNet's train images, if the dis
 from __future__ import annotations
 
 import functools
+import io
 import os
 import tarfile
 from array import array
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DAMAGE, UserError, describe
 from imagelmdb.store.sources.devkit import DEVKIT, VAL_NAME, read_devkit
 from imagelmdb.store.sources.folder import check_no_empty
 from imagelmdb.store.sources.place import Place
@@ -28,6 +29,7 @@ from imagelmdb.store.sources.source import IMAGE_SUFFIXES, ListedSource, order_a
 from imagelmdb.store.texts import Texts
 
 OPEN_FILES = 64  # at once in a process: a set of 1000 shards would exceed the usual limit
+_LARGEST_HEADER_BYTES = 1 << 20
 _SAMPLED_MEMBERS = 16  # of a tar, enough to see what it contains
 
 
@@ -44,10 +46,19 @@ class Member(NamedTuple):
         return not self.is_folder and self.name.lower().endswith(IMAGE_SUFFIXES)
 
 
+class _Headers(io.FileIO):
+    """A tar for tarfile, which reads headers alone. A forged size of one must not take all memory."""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
 def scan_tar(path: str | Path, *, start: int = 0, size: int | None = None) -> Iterator[Member]:
     """The files and folders of a tar, or of a tar inside it that begins at byte `start`."""
     try:
-        with Path(path).expanduser().open("rb", buffering=0) as file:
+        with _Headers(Path(path).expanduser()) as file:
             end = os.fstat(file.fileno()).st_size if size is None else start + size
             if start == end:
                 raise UserError(f"{path} is empty, or a tar in it is")
@@ -61,15 +72,15 @@ def scan_tar(path: str | Path, *, start: int = 0, size: int | None = None) -> It
                         f"{path}: {name} is stored as a link or with holes: make the tar again with "
                         "`tar --dereference --hard-dereference`"
                     )
-                if member.offset_data + member.size > end:
-                    raise tarfile.ReadError(f"{name} goes on behind its end")
+                if not 0 <= member.size <= end - member.offset_data:
+                    raise tarfile.ReadError(f"{name} has {member.size} bytes, more than the tar")
                 if member.isfile() or member.isdir():
                     yield Member(name, member.offset_data, member.size, member.isdir())
             if start and archive.offset == start:
                 raise tarfile.ReadError("a tar in it has no members")
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, *DAMAGE) as error:
         raise UserError(
-            f"{path} is damaged, cut off or not a tar ({error}): copy or download it again"
+            f"{path} is damaged, cut off or not a tar ({describe(error)}): copy or download it again"
         ) from error
 
 

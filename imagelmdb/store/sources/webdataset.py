@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DAMAGE, UserError, describe
 from imagelmdb.store.sources.place import Place, check_one_set
-from imagelmdb.store.sources.source import are_unique, as_folder_name, read_class_names
+from imagelmdb.store.sources.source import are_unique, as_folder_name, as_label, read_class_names
 from imagelmdb.store.sources.tar import Files, Member, TarImages, TarSource, scan_tar, tell_tars
 from imagelmdb.store.texts import Texts
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABELS = ("cls", "json")
+_MOST_LABEL_BYTES = 16 << 20  # a .json may have a lot beside the label
 
 
 class WebDatasetSource(TarSource):
@@ -85,12 +86,10 @@ def read_label(files: Files, number: int, name: str, sample: dict[str, Member]) 
     source = next((suffix for suffix in LABELS if suffix in sample), None)
     if source is None:
         raise UserError(f"{where}: no label (.cls or .json) beside its image")
-    text = files.read(number, sample[source].offset, sample[source].size)
     try:
-        label = int(text) if source == "cls" else int(json.loads(text)["label"])
-        if label < 0:
-            raise ValueError(f"label {label} is negative")
-    except (ValueError, KeyError, TypeError) as error:
-        detail = f"{type(error).__name__}: {error}"
-        raise UserError(f"{where}: its .{source} has no integer label ({detail})") from error
-    return label
+        if sample[source].size > _MOST_LABEL_BYTES:
+            raise ValueError(f"it has {sample[source].size} bytes")
+        text = files.read(number, sample[source].offset, sample[source].size)
+        return as_label(text if source == "cls" else json.loads(text)["label"])
+    except DAMAGE as error:
+        raise UserError(f"{where}: its .{source} has no integer label ({describe(error)})") from error
