@@ -68,6 +68,7 @@ class Config:
     )
     prefetch_pages: bool = option(False, "ask the disk early for images; for stores larger than memory")
     dct_scale: bool = option(False, "decode large crops at 1/2, 1/4 or 1/8 size: faster, but other pixels")
+    max_pixels: int | None = option(None, "refuse larger images (default: 178956970, as Pillow)", least=1)
     repeats: int = option(1, "repeated augmentation: N crops of each image in a row", least=1)
 
     train_size: int = option(224, "training crop, px", group="resolution", least=1)

@@ -140,7 +140,7 @@ class BatchDataset(Dataset):
                     store.check(index)
                     self._checked[index] = True
                 if store.sizes is None:
-                    sizes[row] = read_record_size(records[row])
+                    sizes[row] = read_record_size(records[row], max_pixels=self.decoder.max_pixels)
             except (StoreError, BadImageError) as error:
                 raise BadImageError(str(error)).at(row) from error
         boxes, flips = self.crop_rule.plan(self.sampler.seed, epoch, positions, sizes, size)

@@ -19,7 +19,7 @@ from torchvision.datasets import VisionDataset
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.blocks import BLOCK_RECORDS
 from imagelmdb.order.rng import BLOCK, BUFFER, make_key, permute
-from imagelmdb.store.images import read_image
+from imagelmdb.store.images import MAX_PIXELS, read_image
 from imagelmdb.store.reader import LMDBStore
 
 
@@ -28,13 +28,19 @@ class ImageFolderLMDB(VisionDataset):
 
     The store is opened on first use in each process, so the dataset can be pickled, forked and spawned. The
     lists `samples`, `imgs` and `targets` are made when somebody asks for them. Their paths are the store's
-    names, such as "n01440764/n01440764_10026.JPEG".
+    names, such as "n01440764/n01440764_10026.JPEG". An image of more than max_pixels is an error.
     """
 
     def __init__(
-        self, path: str | Path, transform: Callable | None = None, target_transform: Callable | None = None
+        self,
+        path: str | Path,
+        transform: Callable | None = None,
+        target_transform: Callable | None = None,
+        *,
+        max_pixels: int = MAX_PIXELS,
     ):
         super().__init__(str(path), transform=transform, target_transform=target_transform)
+        self.max_pixels = max_pixels
         self.store = LMDBStore(path)
         self.classes: list[str] = self.store.classes
         self.class_to_idx: dict[str, int] = self.store.class_to_idx
@@ -43,7 +49,7 @@ class ImageFolderLMDB(VisionDataset):
         return len(self.store)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        image, label = _load_sample(self.store, index)
+        image, label = _load_sample(self.store, index, self.max_pixels)
         return self.transforms(image, label) if self.transforms else (image, label)
 
     @cached_property
@@ -81,6 +87,7 @@ class IterableLMDB(IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         buffer: int = 4096,
+        max_pixels: int = MAX_PIXELS,
     ):
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of {world_size} ranks")
@@ -88,6 +95,7 @@ class IterableLMDB(IterableDataset):
             raise UserError(f"a shuffle buffer of {buffer} records is too small: at least 1")
         self.transform, self.target_transform = transform, target_transform
         self.shuffle, self.seed, self.buffer = shuffle, seed, buffer
+        self.max_pixels = max_pixels
         self.rank, self.world_size = rank, world_size
         self.store = LMDBStore(path)
         self.classes: list[str] = self.store.classes
@@ -106,7 +114,7 @@ class IterableLMDB(IterableDataset):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         consumer = number * self.world_size + self.rank
         for index in self._order(int(self._epoch), consumer, self.world_size * workers):
-            image, label = _load_sample(self.store, index)
+            image, label = _load_sample(self.store, index, self.max_pixels)
             image = self.transform(image) if self.transform else image
             yield image, self.target_transform(label) if self.target_transform else label
 
@@ -136,11 +144,11 @@ class IterableLMDB(IterableDataset):
             yield range(start, min(start + BLOCK_RECORDS, count))
 
 
-def _load_sample(store: LMDBStore, index: int) -> tuple[Any, int]:
+def _load_sample(store: LMDBStore, index: int, max_pixels: int) -> tuple[Any, int]:
     """(Pillow image, label) of a record."""
     record = store[index]
     try:
-        return read_image(record), record.label
+        return read_image(record, max_pixels=max_pixels), record.label
     except BadImageError as error:
         raise StoreError(
             f"{store.where(index)} ({store.name(index)}) does not decode: {error}; {store.advice}"

@@ -124,8 +124,9 @@ def make_loaders(
         return DummyLoader(images=config.dummy_images, size=config.train_size, device=device, **shared), None
     shared |= {"rank": rank, "workers": config.loader_workers, "lmdb": config.lmdb}
     shared["worker_timeout"] = config.worker_timeout
+    decode = make_decoder(config.decode, max_pixels=config.max_pixels)
     val = make_eval_loader(
-        config.val, size=config.val_size, resize=config.eval_resize, decode=config.decode, **shared
+        config.val, size=config.val_size, resize=config.eval_resize, decode=decode, **shared
     )
     if config.evaluate:
         return None, val
@@ -135,7 +136,7 @@ def make_loaders(
         seed=config.seed,
         crop=TrainCrop(config.scale, config.ratio, config.hflip),
         transform=make_sample_transform(config.auto_augment),
-        decode=make_decoder(config.decode, dct_scale=config.dct_scale),
+        decode=make_decoder(config.decode, dct_scale=config.dct_scale, max_pixels=config.max_pixels),
         shuffle=config.shuffle,
         repeats=config.repeats,
         node_shards=node_shards,
