@@ -67,6 +67,10 @@ class Config:
         "reads the shards on its own disk. block and local suit stores larger than memory",
     )
     prefetch_pages: bool = option(False, "ask the disk early for images; for stores larger than memory")
+    check: Literal["once", "always", "off"] = option(
+        "once",
+        "when a record is compared with its checksum: when the run first reads it, at each read, or never",
+    )
     dct_scale: bool = option(False, "decode large crops at 1/2, 1/4 or 1/8 size: faster, but other pixels")
     max_pixels: int | None = option(None, "refuse larger images (default: 178956970, as Pillow)", least=1)
     repeats: int = option(1, "repeated augmentation: N crops of each image in a row", least=1)

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.vision import StandardTransform
 
 from imagelmdb.compat.cache import CACHE_SOURCE, CacheSettings, TemporaryFile, find_inner, write_cache
+from imagelmdb.data.records import CheckedRecords
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.store.encode import Encoding
 from imagelmdb.store.images import read_image
@@ -83,6 +84,7 @@ class DatasetLMDB(Dataset):
             self.path = root / f"{stem}.lmdb"
             _prepare(dataset, self.path, settings, can_create, force_db_rebuild, workers)
         self.store = LMDBStore(self.path)
+        self.records = CheckedRecords(self.store)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -134,7 +136,7 @@ class DatasetLMDB(Dataset):
         return vars(self) | {"_temporary": None}
 
     def _read(self, index: int) -> tuple[Any, int]:
-        record = self.store[index]
+        record = self.records[index]
         mode = "L" if self.store.name(index).endswith(".L") else "RGB"
         try:
             image = read_image(record).convert(mode)  # to L and back is exact

@@ -8,6 +8,7 @@ A request says all that changes from batch to batch, so the same workers can ser
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from imagelmdb.data.records import CheckedRecords
 from imagelmdb.decode import Crop, Decoder, MakeBytes, Prepared
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.plan import plan_eval, plan_seeds, plan_train
@@ -68,7 +70,8 @@ class BatchDataset(Dataset):
     """One rank's batches.
 
     transform: applied to each image (uint8 [3, size, size]). Its randomness is seeded by (seed, epoch,
-    position). prefetch_steps: how many steps ahead the disk is asked for records; 0 is off.
+    position). prefetch_steps: how many steps ahead the disk is asked for records; 0 is off. check: see
+    CheckedRecords.
     """
 
     def __init__(
@@ -80,16 +83,22 @@ class BatchDataset(Dataset):
         decoder: Decoder,
         transform: Transform | None = None,
         prefetch_steps: int = 0,
+        check: str = "once",
     ):
         if decoder.on_gpu and store.encoding == "raw":
             raise UserError(f"{store.path} has raw pixels, which need no decoder: use --decode cpu")
         if decoder.on_gpu and transform:
             raise UserError("a transform of single images needs them on the CPU: use --decode cpu")
+        if decoder.on_gpu and not store.has_checksums and check != "off":
+            warnings.warn(
+                f"{store.path} has no checksums, and a GPU does not notice damage inside a JPEG: convert it, "
+                "or use --decode cpu",
+                stacklevel=2,
+            )
+        self.records = CheckedRecords(store, check)
         self.store, self.sampler, self.crop_rule, self.decoder = store, sampler, crop_rule, decoder
         self.transform, self.prefetch_steps = transform, prefetch_steps
         self.slots: Tensor | None = None  # uint8 [slots, bytes], shared with the workers
-        # Shared by the workers, so that a record is checked once a run and not once in each of them.
-        self._checked = torch.zeros(len(store), dtype=torch.bool).share_memory_() if decoder.on_gpu else None
 
     def __getitem__(self, request: Request) -> Delivery:
         """What a worker does."""
@@ -132,17 +141,13 @@ class BatchDataset(Dataset):
         )
 
     def _read_crops(self, epoch: int, positions: np.ndarray, indices: np.ndarray, size: int) -> list[Crop]:
-        store, records = self.store, [self.store[index] for index in indices.tolist()]
+        store, records = self.store, [self.records[index] for index in indices.tolist()]
         sizes = np.empty((len(records), 2), np.int64) if store.sizes is None else store.sizes[indices]
-        for row, index in enumerate(indices.tolist()):
+        for row, record in enumerate(records if store.sizes is None else ()):
             try:
-                if self._checked is not None and not self._checked[index]:
-                    store.check(index)
-                    self._checked[index] = True
-                if store.sizes is None:
-                    sizes[row] = read_record_size(records[row], max_pixels=self.decoder.max_pixels)
-            except (StoreError, BadImageError) as error:
-                raise BadImageError(str(error)).at(row) from error
+                sizes[row] = read_record_size(record, max_pixels=self.decoder.max_pixels)
+            except BadImageError as error:
+                raise error.at(row) from None
         boxes, flips = self.crop_rule.plan(self.sampler.seed, epoch, positions, sizes, size)
         boxes = map(tuple, boxes.tolist())
         return [Crop(*row) for row in zip(records, boxes, flips.tolist(), strict=True)]

@@ -50,6 +50,7 @@ def make_train_loader(
     node_shards: Sequence[Mapping[int, int]] | None = None,
     prefetch_pages: bool = False,
     worker_timeout: float = WORKER_TIMEOUT,
+    check: str = "once",
 ) -> StoreLoader:
     """Random crops in random order. An epoch drops its last partial batch.
 
@@ -62,6 +63,7 @@ def make_train_loader(
     row. node_shards: for "local", what `find_local_shards` found on each node. prefetch_pages: ask the disk
     ahead for records, for stores that are larger than memory.
     worker_timeout: seconds after which a worker that does not answer is an error; 0 waits forever.
+    check: when to compare checksums, see CheckedRecords.
     """
     store = _open_store(path, lmdb, partial=shuffle == "local")
     runs = None
@@ -77,6 +79,7 @@ def make_train_loader(
         decoder=_get_decoder(decode),
         transform=transform,
         prefetch_steps=BATCHES_PER_WORKER * max(workers, 1) if prefetch_pages else 0,
+        check=check,
     )
     return StoreLoader(dataset, size, workers=workers, worker_timeout=worker_timeout)
 
@@ -93,6 +96,7 @@ def make_eval_loader(
     lmdb: bool | None = None,
     decode: str | Decoder = "cpu",
     worker_timeout: float = WORKER_TIMEOUT,
+    check: str = "once",
 ) -> StoreLoader:
     """Centre crops in the stored order, every image once. The last batch is short, and empty on some ranks.
 
@@ -105,7 +109,8 @@ def make_eval_loader(
     store = _open_store(path, lmdb)
     order = {"shuffle": "none", "keep_last": True}
     sampler = Sampler(len(store), batch_size=batch_size, **_find_rank(rank, world_size), **order)
-    dataset = BatchDataset(store, sampler, crop_rule=EvalCrop(resize), decoder=_get_decoder(decode))
+    decoder = _get_decoder(decode)
+    dataset = BatchDataset(store, sampler, crop_rule=EvalCrop(resize), decoder=decoder, check=check)
     workers = count_loader_workers(workers)
     return StoreLoader(dataset, size, workers=workers, worker_timeout=worker_timeout)
 
@@ -122,7 +127,7 @@ def make_loaders(
     shared = {"batch_size": config.batch_size, "world_size": world_size}
     if config.dummy:
         return DummyLoader(images=config.dummy_images, size=config.train_size, device=device, **shared), None
-    shared |= {"rank": rank, "workers": config.loader_workers, "lmdb": config.lmdb}
+    shared |= {"rank": rank, "workers": config.loader_workers, "lmdb": config.lmdb, "check": config.check}
     shared["worker_timeout"] = config.worker_timeout
     decode = make_decoder(config.decode, max_pixels=config.max_pixels)
     val = make_eval_loader(

@@ -12,6 +12,7 @@ knows the slot of each request.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -52,6 +53,8 @@ class StoreLoader:
         # to the workers, and by _receive, which so knows whose batch comes next.
         self._requests: list[Request] = []
         self._slots = 1
+        self._turn = object()  # of the epoch that began last: workers, slots and decoder serve one at a time
+        self._lock = threading.Lock()  # an epoch may be read in one thread while another thread begins one
         self._deliveries: DataLoader | None = None
         if workers:
             # One slot more than requests can be under way: the DataLoader sends the next request just before
@@ -73,6 +76,22 @@ class StoreLoader:
             )
 
     def epoch(self, epoch: int, start_step: int = 0, size: int | None = None) -> Iterator[Batch]:
+        batches, turn = self._make_batches(epoch, start_step, size), object()
+        with self._lock:
+            self._turn = turn
+        while True:
+            with self._lock:
+                if self._turn is not turn:
+                    raise LoaderError(
+                        f"epoch {epoch} cannot be read on: another epoch of this loader has begun, or it was "
+                        "closed. Read one epoch at a time, or make two loaders"
+                    )
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _make_batches(self, epoch: int, start_step: int, size: int | None) -> Iterator[Batch]:
         self._requests[:] = [
             Request(epoch, step, size or self.size, slot=step % self._slots)
             for step in range(start_step, self.steps_per_epoch)
@@ -87,7 +106,7 @@ class StoreLoader:
             raise self.dataset.name_record(waiting[0][0], error) from error
 
     def close(self) -> None:
-        self._deliveries = None
+        self._turn = self._deliveries = None
         self.decoder.close()
 
     def _receive(self, waiting: deque[tuple[Request, np.ndarray]]) -> Iterator[Prepared]:

@@ -46,7 +46,7 @@ HINTS = {
 
 
 class LoaderError(UserError):
-    """A worker process died or hangs."""
+    """A worker process died or hangs, or an epoch was read on after a later one had begun."""
 
     exit_code = 1
 

@@ -66,7 +66,7 @@ class Decoder(Protocol):
     """
 
     # Whether images come out on the GPU. Then transforms of single images cannot be applied, raw pixels are
-    # refused, and the loader compares checksums first, since GPU decoders do not notice damage inside a JPEG.
+    # refused. GPU decoders do not notice damage inside a JPEG, so files without checksums bring a warning.
     on_gpu: bool
     # A larger image raises BadImageError before memory is allocated for it.
     max_pixels: int

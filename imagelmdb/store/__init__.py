@@ -49,6 +49,7 @@ class Store(Protocol):
     class_to_idx: dict[str, int]
     labels: np.ndarray  # int32 [n]
     sizes: np.ndarray | None  # int32 [n, 2], (width, height) in px; None if only the images know
+    has_checksums: bool  # if not, check and check_arrays have nothing to compare with and do nothing
     advice: str  # what a user can do about a damaged record, as the end of a message
 
     def __len__(self) -> int: ...
@@ -64,8 +65,11 @@ class Store(Protocol):
     def prefetch(self, indices: Iterable[int]) -> None:
         """Ask the kernel to read these records ahead. Returns at once."""
 
-    def check(self, index: int) -> None:
-        """Raise StoreError if the record is not what was written, for example if its checksum differs.
+    def has_changed(self, index: int) -> bool:
+        """Whether somebody wrote to the record's file since it was opened, or since the last True."""
 
-        Does nothing if the store knows nothing to compare the record with.
-        """
+    def check_arrays(self) -> None:
+        """Raise StoreError if the labels, sizes or names are not what was written."""
+
+    def check(self, index: int) -> None:
+        """Raise StoreError if the record is not what was written, for example if its checksum differs."""

@@ -101,9 +101,21 @@ class LMDBStore:
             file, local = self._locate(index)
             file.prefetch(local)
 
+    def has_changed(self, index: int) -> bool:
+        file, _ = self._locate(index)
+        return file.has_changed()
+
     def check(self, index: int) -> None:
         file, local = self._locate(index)
         file.check(local)
+
+    def check_arrays(self) -> None:
+        for file in self.files:
+            file.check_arrays()
+
+    @property
+    def has_checksums(self) -> bool:
+        return all(file.digest for file in self.files)
 
     @property
     def advice(self) -> str:

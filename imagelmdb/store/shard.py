@@ -9,7 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from imagelmdb.errors import StoreError
-from imagelmdb.store.format import ARRAYS, Meta, Record, checksum, digest_arrays, make_key, unpack_record
+from imagelmdb.store.format import (
+    ARRAYS,
+    CHECKSUM_NAMES,
+    Meta,
+    Record,
+    checksum,
+    digest_arrays,
+    make_key,
+    unpack_record,
+)
+from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment
 from imagelmdb.store.texts import Texts
 
@@ -39,6 +49,8 @@ class StoreFile(Protocol):
     def where(self, index: int) -> str: ...
 
     def prefetch(self, index: int) -> None: ...
+
+    def has_changed(self) -> bool: ...
 
     def check(self, index: int) -> None: ...
 
@@ -70,6 +82,12 @@ class Shard:
 
     def __getitem__(self, index: int) -> Record:
         image, label, tile_index, _ = self._read(index)
+        if label != self.labels[index]:
+            raise StoreError(
+                f"{self.where(index)}: label {label}, but {self.labels[index]} in the store's list"
+            )
+        if label >= len(self.classes):
+            raise StoreError(f"{self.where(index)}: label {label}, but there are {len(self.classes)} classes")
         if self.encoding == "raw":
             width, height = self.sizes[index].tolist()
             if min(height, width) < 1 or len(image) != height * width * 3:
@@ -93,21 +111,32 @@ class Shard:
     def where(self, index: int) -> str:
         return f"{self.path} key {make_key(self._position(index)).decode()}"
 
+    def has_changed(self) -> bool:
+        return self.environment.has_changed()
+
     def check(self, index: int) -> None:
         """Raise StoreError if a checksum differs: in the record, or in the list of all of them."""
         image, label, tile_index, stored = self._read(index)
-        if not checksum(image, label, tile_index) == stored == self.arrays["checksums"][index]:
+        found = checksum(image, label, tile_index, version=self.meta.version)
+        if not found == stored == self.arrays["checksums"][index]:
             raise StoreError(f"{self.where(index)} ({self.name(index)}): its checksum differs")
 
     def check_arrays(self) -> None:
-        """Raise StoreError if the flat arrays are not what was written."""
+        """Raise StoreError if the flat arrays are not what was written, or if a key cannot be looked up.
+
+        liblmdb trusts the pages in which it looks up keys. So if some records have no extent, these pages are
+        checked first.
+        """
         if digest_arrays([self.arrays]) != self.digest:
             raise StoreError(f"{self.path}: labels, sizes, names or checksums differ from what was written")
+        if self._extents is None or not self._extents[:, 0].all():
+            datafile.check_tree(self.path)
 
     def describe(self) -> dict[str, Any]:
         """What `imagelmdb info` shows of it."""
         return {
             "format": f"imagelmdb {self.meta.version}",
+            "checksums": CHECKSUM_NAMES[self.meta.version],
             **{name: getattr(self.meta, name) for name in _SHOWN},
             "reencoded": self.meta.summary.get("reencoded", 0),
             "source": self.meta.source,

@@ -182,6 +182,9 @@ class LegacyFile:
     def where(self, index: int) -> str:
         return f"{self.path} key {self._extents.key(index)}"
 
+    def has_changed(self) -> bool:
+        return self.environment.has_changed()
+
     def check(self, index: int) -> None:
         """Does nothing: no tool kept checksums."""
 

@@ -54,6 +54,7 @@ class FolderStore(FolderSource):
     """The same as a Store: its records are the image files, to train from them without a conversion."""
 
     sizes = None  # to know them, one must open each file
+    has_checksums = False
     advice = "replace or delete the file"
 
     def __init__(self, path: str | Path):
@@ -76,8 +77,15 @@ class FolderStore(FolderSource):
     def where(self, index: int) -> str:
         return str(self.path / self.name(index))
 
+    def has_changed(self, index: int) -> bool:
+        """No: each file is read anew."""
+        return False
+
+    def check_arrays(self) -> None:
+        """Does nothing: nobody has written down what the files should contain."""
+
     def check(self, index: int) -> None:
-        """Does nothing: nobody has written down what a file should contain."""
+        """Does nothing, as check_arrays."""
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Does nothing: the kernel reads files ahead by itself."""
