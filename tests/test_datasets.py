@@ -1,5 +1,9 @@
 import pickle
+import struct
+import zlib
 
+import lmdb
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
 from imagelmdb.data.datasets import ImageFolderLMDB, IterableLMDB
+from imagelmdb.errors import StoreError
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +108,19 @@ def test_the_stream_shuffles_by_epoch_and_persistent_workers_see_it(store):
     assert not torch.equal(orders[0], orders[1])
     plain = [label for _, label in IterableLMDB(store, shuffle=False)]
     assert plain == sorted(plain) and len(plain) == 60
+
+
+def test_an_image_of_too_many_pixels_is_a_mistake_of_one_line(tmp_path):
+    """A PNG of some kB whose header says 280 million pixels, in a database of an older tool."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 20_000, 14_000, 1, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with lmdb.open(str(tmp_path / "x.lmdb"), subdir=False, lock=False) as environment:
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"0", msgpack.packb([png, 0]))
+            transaction.put(b"__keys__", msgpack.packb([b"0"]))
+    with pytest.raises(StoreError, match=r"x\.lmdb key 0 .* does not decode: .*280000000 pixels"):
+        ImageFolderLMDB(tmp_path / "x.lmdb")[0]
