@@ -118,9 +118,10 @@ def test_an_image_of_too_many_pixels_is_a_mistake_of_one_line(tmp_path):
 
     header = struct.pack(">IIBBBBB", 20_000, 14_000, 1, 0, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-    with lmdb.open(str(tmp_path / "x.lmdb"), subdir=False, lock=False) as environment:
-        with environment.begin(write=True) as transaction:
-            transaction.put(b"0", msgpack.packb([png, 0]))
-            transaction.put(b"__keys__", msgpack.packb([b"0"]))
+    environment = lmdb.open(str(tmp_path / "x.lmdb"), subdir=False, lock=False)
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"0", msgpack.packb([png, 0]))
+        transaction.put(b"__keys__", msgpack.packb([b"0"]))
+    environment.close()
     with pytest.raises(StoreError, match=r"x\.lmdb key 0 .* does not decode: .*280000000 pixels"):
         ImageFolderLMDB(tmp_path / "x.lmdb")[0]
