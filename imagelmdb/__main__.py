@@ -39,6 +39,9 @@ are listed in errors.jsonl; --skip-bad finishes without them); 4 disk full
 """
 
 
+MAX_PIXELS_HELP = "refuse larger images (default: 178956970, as Pillow)"
+
+
 def main() -> int:
     return run_command(run)
 
@@ -80,6 +83,7 @@ def make_parser() -> Parser:
     add = add_command("verify", run_verify, text)
     add("store", metavar="STORE")
     add("--quick", action="store_true", help="check the structure and 1000 records only")
+    add("--max-pixels", type=int, metavar="N", help=MAX_PIXELS_HELP)
     add("--workers", type=int, metavar="N", help="threads (default: one per core)")
 
     add = add_command("view", run_view, "draw a contact sheet with labels")
@@ -133,7 +137,7 @@ def add_convert_options(parser: Parser) -> None:
     )
     add("--max-size", type=int, metavar="PX", help="shrink images to this longest side")
     add("--quality", type=int, metavar="Q", help="re-encode all images as JPEGs of this quality")
-    text = "keep each file's bytes as they are, and check only its headers and its end"
+    text = "keep each sound JPEG's bytes as they are"
     add("--no-tile", action="store_true", help=text)
     add("--shards", type=int, default=1, metavar="N", help="write a directory of N LMDBs")
     add("--shuffle", action="store_true", help="mix the classes on disk")
@@ -142,6 +146,7 @@ def add_convert_options(parser: Parser) -> None:
     add = functools.partial(parser.add_argument, group="the run")
     add("-p", "--workers", "--procs", type=int, metavar="N", help="threads (default: one per core)")
     add("--skip-bad", action="store_true", help="leave out the files that are not images")
+    add("--max-pixels", type=int, metavar="N", help=MAX_PIXELS_HELP)
     add("--force", action="store_true", help="replace an existing store")
 
 
@@ -160,7 +165,8 @@ def run_convert(options: argparse.Namespace) -> int:
     names = ("workers", "shards", "shuffle", "seed", "skip_bad", "force")
     settings = {name: getattr(options, name) for name in names}
     how = Encoding(encoding, not options.no_tile, options.max_size, options.quality)
-    report = convert(source, output, how=how, progress=True, **settings)
+    max_pixels = get_max_pixels(options)
+    report = convert(source, output, how=how, max_pixels=max_pixels, progress=True, **settings)
     print_summary(report)
     return 0 if report.complete else EXIT_UNFINISHED
 
@@ -211,6 +217,16 @@ def print_summary(report: Report) -> None:
         print(f"The store is unfinished: {way_out}", file=sys.stderr)
 
 
+def get_max_pixels(options: argparse.Namespace) -> int:
+    from imagelmdb.store.images import MAX_PIXELS
+
+    if options.max_pixels is None:
+        return MAX_PIXELS
+    if options.max_pixels < 1:
+        raise UserError(f"--max-pixels {options.max_pixels}: at least 1")
+    return options.max_pixels
+
+
 def run_info(options: argparse.Namespace) -> int:
     import json
 
@@ -231,7 +247,8 @@ def run_verify(options: argparse.Namespace) -> int:
     from imagelmdb.store.reader import LMDBStore
     from imagelmdb.store.verify import QUICK_RECORDS, verify
 
-    problems = verify(options.store, quick=options.quick, workers=options.workers, progress=True)
+    settings = {"quick": options.quick, "workers": options.workers}
+    problems = verify(options.store, max_pixels=get_max_pixels(options), progress=True, **settings)
     for problem in problems:
         say(problem)
     if problems:

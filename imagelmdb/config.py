@@ -57,6 +57,9 @@ class Config:
     workers: int | None = option(
         None, "loader processes per rank (default: 4, or the number of cores if that is smaller)", "-j"
     )
+    worker_timeout: float = option(
+        300.0, "seconds after which a loader process that does not answer ends the run; 0: never"
+    )
     decode: Literal["cpu", "gpu"] = option("cpu", "where JPEGs are decoded; gpu needs nvidia-dali")
     shuffle: Literal["full", "block", "local"] = option(
         "full",
@@ -69,6 +72,7 @@ class Config:
         "when a record is compared with its checksum: when the run first reads it, at each read, or never",
     )
     dct_scale: bool = option(False, "decode large crops at 1/2, 1/4 or 1/8 size: faster, but other pixels")
+    max_pixels: int | None = option(None, "refuse larger images (default: 178956970, as Pillow)", least=1)
     repeats: int = option(1, "repeated augmentation: N crops of each image in a row", least=1)
 
     train_size: int = option(224, "training crop, px", group="resolution", least=1)

@@ -6,9 +6,9 @@ code  meaning
 2     the user's mistake: the message has the value and the way out
 3     training diverged; or a conversion is unfinished, because some files are not images
 4     disk full
-75    stopped by SIGTERM or SIGUSR1, and the checkpoint is written: run the same command with --resume auto
-130   interrupted (Ctrl-C)
-143   stopped by SIGTERM or SIGUSR1 without a checkpoint, such as --evaluate: run the same command again
+75    stopped by a signal, and the checkpoint is written: run the same command with --resume auto
+130   interrupted (Ctrl-C), without a checkpoint
+143   stopped by a signal without a checkpoint, as in --evaluate or before training began: run it again
 128+N a rank was ended by signal N (scripts/torchrun.py)
 """
 
@@ -95,6 +95,12 @@ class StoppedUnsaved(Stopped):
     exit_code = 143  # 128 + SIGTERM. A launcher that queued it again would repeat everything
 
 
+class StoppedEarly(BaseException):
+    """A signal came before training began. It is no Exception: while torch is imported, it catches these."""
+
+    exit_code = 143
+
+
 def run_command(command: Callable[[], int]) -> int:
     """Run a command line's main. A user's mistake becomes one line and an exit code, no traceback."""
     if hasattr(sys.stdout, "reconfigure"):  # escape what the terminal's encoding lacks, such as \xe4 in ASCII
@@ -113,6 +119,8 @@ def run_command(command: Callable[[], int]) -> int:
         return complain(as_user_error(error))
     except UnicodeEncodeError as error:
         return complain(UserError(_explain_encoding(error)))
+    except StoppedEarly as end:
+        return complain(end)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
@@ -169,7 +177,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def complain(error: UserError | Diverged | Stopped) -> int:
+def complain(error: UserError | Diverged | Stopped | StoppedEarly) -> int:
     """Print the error as one line; return its exit code."""
     prefix = "error: " if isinstance(error, UserError) else ""
     if sys.stderr is not None:

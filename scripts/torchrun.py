@@ -9,9 +9,11 @@ lists all of them. It passes SIGTERM and SIGUSR1 on to the ranks, which then hav
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,6 +44,8 @@ def main() -> int:
         threads = (os.cpu_count() or 1) // max(int(options.nproc_per_node), 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(threads, 1)))
 
+    kept = [listen_on_loopback(options)]  # as long as the ranks run
+
     # After a signal, torchrun says which signal it was, but not how the ranks ended. Their processes know, so
     # this remembers them when they start.
     started: list[SubprocessContext] = []
@@ -64,7 +68,28 @@ def main() -> int:
         raise UserError(
             f"the hosts did not meet at {options.rdzv_endpoint}: {reason.splitlines()[0]}"
         ) from error
+    finally:
+        kept.clear()
     return 0
+
+
+def listen_on_loopback(options: argparse.Namespace) -> object:
+    """On one machine, open the store that the ranks meet in where no other machine can reach it.
+
+    torchrun would listen on every interface. A store of the same port in the same process shares the socket.
+    """
+    from torch.distributed import TCPStore
+
+    elsewhere = (
+        options.rdzv_endpoint or options.rdzv_backend != "static" or options.nnodes not in ("1", "1:1")
+    )
+    if elsewhere or options.master_addr not in ("127.0.0.1", "localhost"):
+        return None
+    explicit = any(word.startswith(("--master-port", "--master_port")) for word in sys.argv)
+    listener = socket.create_server(("127.0.0.1", int(options.master_port) if explicit else 0), backlog=4096)
+    options.standalone, options.master_addr, options.master_port = False, *listener.getsockname()
+    settings = {"is_master": True, "multi_tenant": True, "wait_for_workers": False}
+    return TCPStore("127.0.0.1", options.master_port, master_listen_fd=listener.detach(), **settings)
 
 
 def join_codes(codes: Iterable[int | None]) -> int:

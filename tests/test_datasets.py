@@ -1,5 +1,9 @@
 import pickle
+import struct
+import zlib
 
+import lmdb
+import msgpack
 import numpy as np
 import pytest
 import timm
@@ -13,7 +17,7 @@ from torchvision.datasets import ImageFolder, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
 from imagelmdb.data.datasets import ImageFolderLMDB, IterableLMDB
-from imagelmdb.errors import UserError
+from imagelmdb.errors import StoreError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +232,20 @@ def test_timm_trains_from_it_with_image_folders_batches(tree, store, prefetch):
                 losses.append(loss.item())
         ends.append(losses)
     assert len(ends[0]) == 6 and ends[0] == ends[1]
+
+
+def test_an_image_of_too_many_pixels_is_a_mistake_of_one_line(tmp_path):
+    """A PNG of some kB whose header says 280 million pixels, in a database of an older tool."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 20_000, 14_000, 1, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    environment = lmdb.open(str(tmp_path / "x.lmdb"), subdir=False, lock=False)
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"0", msgpack.packb([png, 0]))
+        transaction.put(b"__keys__", msgpack.packb([b"0"]))
+    environment.close()
+    with pytest.raises(StoreError, match=r"x\.lmdb key 0 .* does not decode: .*280000000 pixels"):
+        ImageFolderLMDB(tmp_path / "x.lmdb")[0]

@@ -165,7 +165,7 @@ def stop_after(trainer, steps):
 
     def after_step():
         if next(taken) == steps:
-            trainer.world.request_stop()
+            trainer.world.stop_requested = True
 
     return after_step
 

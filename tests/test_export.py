@@ -48,12 +48,19 @@ def test_every_image_becomes_a_file_in_its_class_folder_whatever_the_names_are(t
     store = write_named(tmp_path / "s.lmdb", classes, names, encoding=encoding)
     assert export(store, tmp_path / "inner" / "out") == len(names)
     assert [entry.name for entry in (tmp_path / "inner").iterdir()] == ["out"]
-    folders = sorted((tmp_path / "inner" / "out").iterdir())
-    assert len(folders) == len(classes) and all(folder.name.isprintable() for folder in folders)
+    assert [folder.name for folder in (tmp_path / "inner" / "out").iterdir()] == ["cat"]
     files = list((tmp_path / "inner" / "out" / "cat").iterdir())
     assert len(files) == len(names) and all(file.name.isprintable() for file in files)
     if encoding == "raw":
         assert {file.suffix for file in files} == {".png"}
+
+
+def test_a_folder_for_each_class_that_has_images_even_if_the_name_is_none(tmp_path):
+    for number, name in enumerate(HOSTILE):
+        store = write_named(tmp_path / f"{number}.lmdb", ["a", name], ["1.jpg"])
+        export(store, tmp_path / str(number) / "out")
+        ((folder,),) = [list(folder.iterdir()) for folder in (tmp_path / str(number)).iterdir()]
+        assert folder.name.isprintable() and [file.name for file in folder.iterdir()] == ["1.jpg"]
 
 
 def test_folders_of_classes_differ_even_if_their_names_do_not():

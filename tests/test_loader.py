@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from imagelmdb.data.batches import TrainCrop
 from imagelmdb.data.loader import make_eval_loader, make_train_loader
-from imagelmdb.data.store_loader import LoaderError
+from imagelmdb.data.workers import LoaderError
 from imagelmdb.decode import decode
 from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.plan import plan_eval
@@ -328,7 +328,9 @@ def die(image):
 def test_a_dead_worker_stops_the_run_and_says_where(store):
     started = time.monotonic()
     with pytest.raises(
-        LoaderError, match=r"store.lmdb died. .* epoch 2, step 0, .* index \d+, .* key 000000\d\d"
+        LoaderError,
+        match=r"loader worker 0 \(pid \d+\) was killed by SIGKILL; .*dmesg.* The loader of .*store.lmdb "
+        r"waited for epoch 2, step 0, .* index \d+, .* key 000000\d\d",
     ):
         read(train_loader(store, workers=1, transform=die), 2)
     assert time.monotonic() - started < 20

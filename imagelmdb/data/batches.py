@@ -145,7 +145,7 @@ class BatchDataset(Dataset):
         sizes = np.empty((len(records), 2), np.int64) if store.sizes is None else store.sizes[indices]
         for row, record in enumerate(records if store.sizes is None else ()):
             try:
-                sizes[row] = read_record_size(record)
+                sizes[row] = read_record_size(record, max_pixels=self.decoder.max_pixels)
             except BadImageError as error:
                 raise error.at(row) from None
         boxes, flips = self.crop_rule.plan(self.sampler.seed, epoch, positions, sizes, size)

@@ -22,7 +22,7 @@ from imagelmdb.data.records import CheckedRecords
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.blocks import BLOCK_RECORDS
 from imagelmdb.order.rng import BLOCK, BUFFER, make_key, permute
-from imagelmdb.store.images import read_image
+from imagelmdb.store.images import MAX_PIXELS, read_image
 from imagelmdb.store.reader import LMDBStore
 
 NO_FILES = "a store has no files to look for or to load: choose images at the conversion, or in `samples`"
@@ -34,7 +34,8 @@ class ImageFolderLMDB(ImageFolder):
     The store is opened on first use in each process, so the dataset can be pickled, forked and spawned. The
     lists `samples`, `imgs` and `targets` are made when somebody asks for them. Their paths are the store's
     names, such as "n01440764/n01440764_10026.JPEG". As with ImageFolder, an item is what `samples` says, also
-    after somebody has changed the list. check: see CheckedRecords.
+    after somebody has changed the list. check: see CheckedRecords. An image of more than max_pixels is an
+    error.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ImageFolderLMDB(ImageFolder):
         is_valid_file: None = None,
         *,
         check: str = "once",
+        max_pixels: int = MAX_PIXELS,
     ):
         # ImageFolder's own __init__ would look for files.
         VisionDataset.__init__(self, str(path), transform=transform, target_transform=target_transform)
@@ -55,6 +57,7 @@ class ImageFolderLMDB(ImageFolder):
             if getattr(type(self), name) is not getattr(ImageFolder, name):
                 raise UserError(f"{type(self).__name__}.{name} would not be called: {NO_FILES}")
         self.extensions = IMG_EXTENSIONS
+        self.max_pixels = max_pixels
         self.store = LMDBStore(path)
         self.records = CheckedRecords(self.store, check)
         self.classes: list[str] = self.store.classes
@@ -66,9 +69,9 @@ class ImageFolderLMDB(ImageFolder):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         if self._is_listed:
             name, label = self.samples[index]
-            image, _ = load_sample(self.records, self._find(name, index))
+            image, _ = load_sample(self.records, self._find(name, index), max_pixels=self.max_pixels)
         else:
-            image, label = load_sample(self.records, index)
+            image, label = load_sample(self.records, index, max_pixels=self.max_pixels)
         if self.transform is not None:
             image = self.transform(image)
         if self.target_transform is not None:
@@ -90,7 +93,7 @@ class ImageFolderLMDB(ImageFolder):
     @property
     def loader(self) -> Callable[[str], Image.Image]:
         """Loads an image by its name in `samples`. It cannot be replaced: there are no files to load."""
-        return lambda name: load_sample(self.records, self._find(name))[0]
+        return lambda name: load_sample(self.records, self._find(name), max_pixels=self.max_pixels)[0]
 
     @loader.setter
     def loader(self, loader: Callable) -> None:
@@ -156,6 +159,7 @@ class IterableLMDB(IterableDataset):
         world_size: int = 1,
         buffer: int = 4096,
         check: str = "once",
+        max_pixels: int = MAX_PIXELS,
     ):
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of {world_size} ranks")
@@ -163,6 +167,7 @@ class IterableLMDB(IterableDataset):
             raise UserError(f"a shuffle buffer of {buffer} records is too small: at least 1")
         self.transform, self.target_transform = transform, target_transform
         self.shuffle, self.seed, self.buffer = shuffle, seed, buffer
+        self.max_pixels = max_pixels
         self.rank, self.world_size = rank, world_size
         self.store = LMDBStore(path)
         self.records = CheckedRecords(self.store, check)
@@ -182,7 +187,7 @@ class IterableLMDB(IterableDataset):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         consumer = number * self.world_size + self.rank
         for index in self._order(int(self._epoch), consumer, self.world_size * workers):
-            image, label = load_sample(self.records, index)
+            image, label = load_sample(self.records, index, max_pixels=self.max_pixels)
             image = self.transform(image) if self.transform else image
             yield image, self.target_transform(label) if self.target_transform else label
 
@@ -212,11 +217,11 @@ class IterableLMDB(IterableDataset):
             yield range(start, min(start + BLOCK_RECORDS, count))
 
 
-def load_sample(records: CheckedRecords, index: int) -> tuple[Image.Image, int]:
+def load_sample(records: CheckedRecords, index: int, *, max_pixels: int) -> tuple[Image.Image, int]:
     """(Pillow image, label) of a record."""
     record, store = records[index], records.store
     try:
-        return read_image(record), record.label
+        return read_image(record, max_pixels=max_pixels), record.label
     except BadImageError as error:
         raise StoreError(
             f"{store.where(index)} ({store.name(index)}) does not decode: {error}; {store.advice}"

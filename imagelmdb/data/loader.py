@@ -21,7 +21,7 @@ from imagelmdb.config import Config
 from imagelmdb.data import Batch, Loader
 from imagelmdb.data.augment import make_sample_transform
 from imagelmdb.data.batches import BatchDataset, EvalCrop, TrainCrop, Transform
-from imagelmdb.data.store_loader import BATCHES_PER_WORKER, StoreLoader
+from imagelmdb.data.store_loader import BATCHES_PER_WORKER, WORKER_TIMEOUT, StoreLoader
 from imagelmdb.decode import Decoder, make_decoder
 from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.sampler import Sampler, place_shards
@@ -49,6 +49,7 @@ def make_train_loader(
     repeats: int = 1,
     node_shards: Sequence[Mapping[int, int]] | None = None,
     prefetch_pages: bool = False,
+    worker_timeout: float = WORKER_TIMEOUT,
     check: str = "once",
 ) -> StoreLoader:
     """Random crops in random order. An epoch drops its last partial batch.
@@ -60,8 +61,9 @@ def make_train_loader(
     decode: a name in imagelmdb.decode.DECODERS, or a decoder.
     shuffle: full, block, local or none, see imagelmdb.order.sampler. repeats: how often each image comes in a
     row. node_shards: for "local", what `find_local_shards` found on each node. prefetch_pages: ask the disk
-    ahead for records, for stores that are larger than memory. check: when to compare checksums, see
-    CheckedRecords.
+    ahead for records, for stores that are larger than memory.
+    worker_timeout: seconds after which a worker that does not answer is an error; 0 waits forever.
+    check: when to compare checksums, see CheckedRecords.
     """
     store = _open_store(path, lmdb, partial=shuffle == "local")
     runs = None
@@ -79,7 +81,7 @@ def make_train_loader(
         prefetch_steps=BATCHES_PER_WORKER * max(workers, 1) if prefetch_pages else 0,
         check=check,
     )
-    return StoreLoader(dataset, size, workers=workers)
+    return StoreLoader(dataset, size, workers=workers, worker_timeout=worker_timeout)
 
 
 def make_eval_loader(
@@ -93,6 +95,7 @@ def make_eval_loader(
     workers: int | None = None,
     lmdb: bool | None = None,
     decode: str | Decoder = "cpu",
+    worker_timeout: float = WORKER_TIMEOUT,
     check: str = "once",
 ) -> StoreLoader:
     """Centre crops in the stored order, every image once. The last batch is short, and empty on some ranks.
@@ -108,7 +111,8 @@ def make_eval_loader(
     sampler = Sampler(len(store), batch_size=batch_size, **_find_rank(rank, world_size), **order)
     decoder = _get_decoder(decode)
     dataset = BatchDataset(store, sampler, crop_rule=EvalCrop(resize), decoder=decoder, check=check)
-    return StoreLoader(dataset, size, workers=count_loader_workers(workers))
+    workers = count_loader_workers(workers)
+    return StoreLoader(dataset, size, workers=workers, worker_timeout=worker_timeout)
 
 
 def make_loaders(
@@ -124,8 +128,10 @@ def make_loaders(
     if config.dummy:
         return DummyLoader(images=config.dummy_images, size=config.train_size, device=device, **shared), None
     shared |= {"rank": rank, "workers": config.loader_workers, "lmdb": config.lmdb, "check": config.check}
+    shared["worker_timeout"] = config.worker_timeout
+    decode = make_decoder(config.decode, max_pixels=config.max_pixels)
     val = make_eval_loader(
-        config.val, size=config.val_size, resize=config.eval_resize, decode=config.decode, **shared
+        config.val, size=config.val_size, resize=config.eval_resize, decode=decode, **shared
     )
     if config.evaluate:
         return None, val
@@ -135,7 +141,7 @@ def make_loaders(
         seed=config.seed,
         crop=TrainCrop(config.scale, config.ratio, config.hflip),
         transform=make_sample_transform(config.auto_augment),
-        decode=make_decoder(config.decode, dct_scale=config.dct_scale),
+        decode=make_decoder(config.decode, dct_scale=config.dct_scale, max_pixels=config.max_pixels),
         shuffle=config.shuffle,
         repeats=config.repeats,
         node_shards=node_shards,

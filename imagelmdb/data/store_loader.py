@@ -12,13 +12,10 @@ knows the slot of each request.
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -27,25 +24,24 @@ from torch.utils.data import DataLoader
 
 from imagelmdb.data import Batch
 from imagelmdb.data.batches import BatchDataset, Request
+from imagelmdb.data.workers import LoaderError, Workers
 from imagelmdb.decode import Prepared
 from imagelmdb.errors import BadImageError, UserError
 
+WORKER_TIMEOUT = 300.0  # s
 BATCHES_PER_WORKER = 2  # that are ready or in the making
 _KEPT_BUFFERS = 4  # free ones that wait for their next use
-# Clusters send these to every process of a job, and a terminal sends Ctrl-C likewise. The main process then
-# finishes a step and writes a checkpoint, and it needs its workers until then. So a signal to the whole job
-# must not end them. Only Linux says who sent a signal; elsewhere it ends a worker.
-_SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} if hasattr(signal, "sigwaitinfo") else set()
-
-
-class LoaderError(RuntimeError):
-    """A worker process died, or an epoch was read on after a later one had begun."""
 
 
 class StoreLoader:
-    """See the Loader protocol. The workers live until `close`. With 0 workers, this process does the work."""
+    """See the Loader protocol. The workers live until `close`. With 0 workers, this process does the work.
 
-    def __init__(self, dataset: BatchDataset, size: int, *, workers: int = 0):
+    worker_timeout: seconds after which a worker that does not answer ends the epoch; 0 waits forever.
+    """
+
+    def __init__(
+        self, dataset: BatchDataset, size: int, *, workers: int = 0, worker_timeout: float = WORKER_TIMEOUT
+    ):
         self.dataset, self.sampler, self.decoder = dataset, dataset.sampler, dataset.decoder
         self.size, self.workers = size, workers
         self.classes: list[str] = dataset.store.classes
@@ -66,6 +62,7 @@ class StoreLoader:
             self._slots = BATCHES_PER_WORKER * workers + 1
             share = -(-self.sampler.batch_size // self.sampler.world_size)
             dataset.slots = _make_shared(self._slots, share * size * size * 3)
+            self._processes = Workers(workers, timeout=worker_timeout)
             self._deliveries = DataLoader(
                 dataset,
                 batch_size=None,  # the dataset makes the batches
@@ -74,7 +71,7 @@ class StoreLoader:
                 collate_fn=_keep,
                 persistent_workers=True,
                 prefetch_factor=BATCHES_PER_WORKER,
-                worker_init_fn=_obey_parent_only,
+                worker_init_fn=self._processes.begin,
                 generator=torch.Generator(),  # or each epoch would draw from the global one
             )
 
@@ -120,15 +117,14 @@ class StoreLoader:
                 waiting.append((request, labels))
                 yield prepared
             return
-        with _block_signals():
+        with self._processes.starting():
             deliveries = iter(self._deliveries)
-        for request in self._requests:
+        for number, request in enumerate(self._requests):
             try:
-                delivery = next(deliveries)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise LoaderError(self._explain_death(request, error)) from error
+                with self._processes.waiting(number % self.workers):  # the DataLoader asks them in turn
+                    delivery = next(deliveries)
+            except LoaderError as error:
+                raise LoaderError(f"{error}. {self._describe(request)}") from error
             if delivery.error:
                 raise delivery.error
             data = delivery.data
@@ -148,12 +144,12 @@ class StoreLoader:
         tensor = torch.from_numpy(labels)
         return (tensor.pin_memory() if self._pin else tensor).to(device, non_blocking=True)
 
-    def _explain_death(self, request: Request, error: RuntimeError) -> str:
+    def _describe(self, request: Request) -> str:
         store = self.dataset.store
         first = int(self.sampler.indices(request.epoch, self.sampler.positions(request.step))[0])
         return (
-            f"a worker that reads {store.path} died. The loader waited for epoch {request.epoch}, step "
-            f"{request.step}, whose batch starts with index {first}, {store.where(first)}: {error}"
+            f"The loader of {store.path} waited for epoch {request.epoch}, step {request.step}, "
+            f"whose batch starts with index {first}, {store.where(first)}"
         )
 
 
@@ -190,27 +186,3 @@ def _make_shared(slots: int, slot_bytes: int) -> Tensor:
 
 def _keep(delivery):
     return delivery
-
-
-@contextmanager
-def _block_signals() -> Iterator[None]:
-    """Block the signals while workers start. They inherit this until they call _obey_parent_only."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _SIGNALS else None
-    try:
-        yield
-    finally:
-        if _SIGNALS:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _obey_parent_only(worker: int) -> None:
-    """DataLoader's worker_init_fn: from now on, these signals end a worker only if its parent sent them."""
-    if _SIGNALS:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        threading.Thread(target=_wait_for_parents_signal, name="signals", daemon=True).start()
-
-
-def _wait_for_parents_signal() -> None:
-    while signal.sigwaitinfo(_SIGNALS).si_pid != os.getppid():
-        pass
-    os._exit(0)

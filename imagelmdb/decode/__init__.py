@@ -25,6 +25,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from imagelmdb.errors import BadImageError, UserError
+from imagelmdb.store.images import MAX_PIXELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,6 +68,8 @@ class Decoder(Protocol):
     # Whether images come out on the GPU. Then transforms of single images cannot be applied, raw pixels are
     # refused. GPU decoders do not notice damage inside a JPEG, so files without checksums bring a warning.
     on_gpu: bool
+    # A larger image raises BadImageError before memory is allocated for it.
+    max_pixels: int
 
     def prepare(self, crops: Sequence[Crop], size: int, make_bytes: MakeBytes) -> Prepared:
         """In a worker, which must not use CUDA. The result goes into memory from `make_bytes`.
@@ -95,6 +98,9 @@ class CPUDecoder:
 
     on_gpu = False
 
+    def __init__(self, *, max_pixels: int = MAX_PIXELS):
+        self.max_pixels = max_pixels
+
     def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
         """Fill images, uint8 [n, size, size, 3]; a BadImageError says in `row` which crop failed."""
         raise NotImplementedError
@@ -120,15 +126,16 @@ def check_box(box: Box, width: int, height: int) -> None:
         raise BadImageError(f"box {box} is not inside an image of {width} x {height} px")
 
 
-def make_decoder(name: str, *, dct_scale: bool = False) -> Decoder:
-    """The decoder of that name in DECODERS. `dct_scale`: see LibjpegDecoder."""
+def make_decoder(name: str, *, dct_scale: bool = False, max_pixels: int | None = None) -> Decoder:
+    """The decoder of that name in DECODERS. `dct_scale`: see LibjpegDecoder. `max_pixels`: see Decoder."""
     if name not in DECODERS:
         raise UserError(f"decode {name!r} is not one of {', '.join(DECODERS)}")
     if dct_scale and name != "cpu":
         raise UserError(f"dct_scale is an option of the cpu decoder: leave it out with decode {name}")
     module, _, attribute = DECODERS[name].rpartition(".")
     make = getattr(import_module(module), attribute)
-    return make(dct_scale=True) if dct_scale else make()
+    options = {"dct_scale": True} if dct_scale else {}
+    return make(**options) if max_pixels is None else make(max_pixels=max_pixels, **options)
 
 
 def decode(

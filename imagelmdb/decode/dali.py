@@ -25,7 +25,7 @@ from imagelmdb.decode.libjpeg import LibjpegDecoder, find_part
 from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.jpeg.crop import Window, cut_out
 from imagelmdb.store.format import Record
-from imagelmdb.store.images import is_plain_jpeg
+from imagelmdb.store.images import MAX_PIXELS, is_plain_jpeg
 
 _USUAL_SIZE = (500, 375)  # px, most of ImageNet's photos: for files, whose sizes are not known ahead
 _GLUE = 16  # px: a crop's JPEG can be larger than its image by one MCU
@@ -57,11 +57,13 @@ class DaliDecoder:
 
     on_gpu = True
 
-    def __init__(self, device_id: int | None, options: DaliOptions | None = None):
+    def __init__(
+        self, device_id: int | None, options: DaliOptions | None = None, *, max_pixels: int = MAX_PIXELS
+    ):
         _import_dali()
         self.device_id, self.options = device_id, options or DaliOptions()
         self.decoded_on_cpu = 0  # images so far
-        self._cpu = LibjpegDecoder()
+        self.max_pixels, self._cpu = max_pixels, LibjpegDecoder(max_pixels=max_pixels)
         self._sizes: np.ndarray | None = None
         self.close()
 
@@ -73,7 +75,7 @@ class DaliDecoder:
         jpegs, boxes, cpu_rows, row = [], [], [], 0
         try:
             for row, crop in enumerate(crops):
-                if len(crop.record.tile_index) or is_plain_jpeg(crop.record.image):
+                if is_plain_jpeg(crop.record.image, max_pixels=self.max_pixels):
                     jpeg, box, _ = find_part(crop)
                 else:
                     jpeg, box = Window(make_blank_jpeg(8, 8)), (0, 0, 8, 8)
@@ -166,11 +168,11 @@ class DaliDecoder:
         return images.permute(0, 3, 1, 2)
 
 
-def make_gpu_decoder() -> DaliDecoder:
+def make_gpu_decoder(*, max_pixels: int = MAX_PIXELS) -> DaliDecoder:
     """On torch's current GPU."""
     if not torch.cuda.is_available():
         raise UserError("decode gpu needs a CUDA GPU, and torch finds none: use --decode cpu")
-    return DaliDecoder(torch.cuda.current_device())
+    return DaliDecoder(torch.cuda.current_device(), max_pixels=max_pixels)
 
 
 class _Pipeline:

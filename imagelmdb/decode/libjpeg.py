@@ -19,7 +19,7 @@ from imagelmdb.decode import Box, CPUDecoder, Crop, check_box
 from imagelmdb.errors import BadImageError
 from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError
-from imagelmdb.store import images as stored_images
+from imagelmdb.store.images import MAX_PIXELS, decode_pixels
 
 _DCT_SCALES = (8, 4, 2)  # libjpeg-turbo has SIMD code for these alone
 # All crops of a group are cut out before the first is decoded. A decode fills the CPU's caches, and Python
@@ -43,7 +43,8 @@ class LibjpegDecoder(CPUDecoder):
     2.8 of 255 (mean).
     """
 
-    def __init__(self, *, dct_scale: bool = False):
+    def __init__(self, *, dct_scale: bool = False, max_pixels: int = MAX_PIXELS):
+        super().__init__(max_pixels=max_pixels)
         self.dct_scale = dct_scale
 
     def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
@@ -58,7 +59,8 @@ class LibjpegDecoder(CPUDecoder):
                 files = iter(cut_out([p.source for p in parts if not isinstance(p.source, np.ndarray)]))
                 for row, part in zip(rows, parts, strict=True):
                     source = part.source if isinstance(part.source, np.ndarray) else next(files)
-                    resized = resize(decode_part(part, source, crops[row].flip), size)
+                    pixels = decode_part(part, source, crops[row].flip, max_pixels=self.max_pixels)
+                    resized = resize(pixels, size)
                     outputs[row].copy_(resized)  # 20 us; torch's resize has no public `out`
         except BadImageError as error:
             raise error.at(row) from None
@@ -78,19 +80,18 @@ def find_part(crop: Crop, scale: int = 1) -> Part:
     return Part(window, (window.left, window.top, *box[2:]), scale)
 
 
-def decode_part(part: Part, source: bytes | memoryview | np.ndarray, flip: bool) -> Tensor:
+def decode_part(
+    part: Part, source: bytes | memoryview | np.ndarray, flip: bool, *, max_pixels: int = MAX_PIXELS
+) -> Tensor:
     """The box's pixels, uint8 [1, 3, height, width] in channels_last memory, shrunk by the part's scale.
 
     `source` is what cut_out made of the part's source.
     """
-    found, (left, top, width, height), scale = part
-    colours = "BGR" if flip else "RGB"
+    _, (left, top, width, height), scale = part
     if isinstance(source, np.ndarray):
         pixels = source
-    elif found.runs:
-        pixels = stored_images.decode_jpeg(source, colours, scale)
     else:
-        pixels = stored_images.decode_pixels(source, colours, scale)
+        pixels = decode_pixels(source, "BGR" if flip else "RGB", scale, max_pixels=max_pixels)
     if scale > 1:
         edges = (left, top, left + width, top + height)
         left, top, right, bottom = ((edge + scale // 2) // scale for edge in edges)

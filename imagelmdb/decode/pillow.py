@@ -20,7 +20,7 @@ class PillowDecoder(CPUDecoder):
         size = images.shape[1]
         for row, (record, box, flip) in enumerate(crops):
             try:
-                image = read_image(record)
+                image = read_image(record, max_pixels=self.max_pixels)
                 check_box(box, *image.size)
             except BadImageError as error:
                 raise error.at(row) from None

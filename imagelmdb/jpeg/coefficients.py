@@ -29,6 +29,7 @@ from imagelmdb.jpeg.entropy import (
     find_bit,
     find_extra,
     find_step,
+    is_left_over,
     refill,
     start_reader,
     take,
@@ -80,7 +81,7 @@ def read_blocks(bits, blocks, slots, last, low, lookups, coefficients):
                 return OVERRUN
             if find_bit(reader) > end_bit[i]:
                 return TRUNCATED
-        if end_bit[i] - find_bit(reader) >= 8:
+        if is_left_over(words, find_bit(reader), end_bit[i], i == first_word.size - 1):
             return LEFTOVER
     return OK
 
@@ -97,7 +98,7 @@ def refine_dc(bits, blocks, low, coefficients):
             bit = (words[at >> 5] >> np.uint32(31 - (at & 31))) & np.uint32(1)
             coefficients[blocks[n] * 64] |= np.int64(bit) << low
             at += 1
-        if end_bit[i] - at >= 8:
+        if is_left_over(words, at, end_bit[i], i == first_word.size - 1):
             return LEFTOVER
     return OK
 
@@ -139,7 +140,7 @@ def read_ac(bits, blocks, row, first, last, low, lookups, coefficients):
                 k += 1
             if find_bit(reader) > end_bit[i]:
                 return TRUNCATED
-        if skipped > 0 or end_bit[i] - find_bit(reader) >= 8:
+        if skipped > 0 or is_left_over(words, find_bit(reader), end_bit[i], i == first_word.size - 1):
             return LEFTOVER
     return OK
 
@@ -198,7 +199,7 @@ def refine_ac(bits, blocks, row, first, last, low, lookups, coefficients):
                 k += 1
             if find_bit(reader) > end_bit[i]:
                 return TRUNCATED
-        if skipped > 0 or end_bit[i] - find_bit(reader) >= 8:
+        if skipped > 0 or is_left_over(words, find_bit(reader), end_bit[i], i == first_word.size - 1):
             return LEFTOVER
     return OK
 

@@ -14,6 +14,9 @@ from imagelmdb.jpeg.huffman import BLOCK_END, LOOKUP_BITS, find_code
 from imagelmdb.jpeg.jit import inline, jit
 from imagelmdb.jpeg.markers import RST0, JPEGError, Scan
 
+# Two ImageNet files have junk before the end marker, and all their blocks before it: libjpeg reports 2 bytes
+# behind the up to 7 that it had read ahead.
+_HARMLESS_BYTES = 9
 BLOCK_BYTES = 256  # no block is longer: it has at most 64 symbols of 26 bits
 DC_LIMIT = 2047  # the largest difference that 8-bit samples lead to
 BIT_LENGTHS = np.array([value.bit_length() for value in range(DC_LIMIT + 1)], np.uint8)
@@ -53,14 +56,24 @@ def check(status: int) -> None:
 
 
 def read_bits(data: np.ndarray, scan: Scan, count: int, *, interval: int) -> ScanBits:
-    """The bits of a scan of `count` MCUs. Raise JPEGError unless it has the right restart markers."""
-    size, intervals = scan.end - scan.start, -(-count // interval)
+    """The bits of a scan of `count` MCUs. Raise JPEGError unless it has the right restart markers.
+
+    It may have more of them behind its last byte. If it has none at all, it is one interval.
+    """
+    start, end = scan.start, scan.end
+    while end - 2 >= start and data[end - 2] == 0xFF and data[end - 1] & 0xF8 == RST0:
+        end -= 2
+        while end > start and data[end - 1] == 0xFF:  # a fill byte of the marker
+            end -= 1
+    escapes = np.flatnonzero(data[start:end] == 0xFF)
+    if interval < count and not (data[start + 1 + escapes] & 0xF8 == RST0).any():
+        interval = count
+    size, intervals = end - start, -(-count // interval)
     if 2 * intervals > size + 2:
         raise JPEGError("truncated: too few restart markers")
     buffer = np.empty((size + 4 * intervals + BLOCK_BYTES + 8) & ~3, np.uint8)
     first_word, end_bit = np.empty(intervals, np.int64), np.empty(intervals, np.int64)
-    escapes = np.flatnonzero(data[scan.start : scan.end] == 0xFF)
-    if _unstuff(data, scan.start, scan.end, escapes, buffer, first_word, end_bit) != intervals:
+    if _unstuff(data, start, end, escapes, buffer, first_word, end_bit) != intervals:
         raise JPEGError("restart markers are missing, too many or out of order")
     return ScanBits(buffer.view(">u4").astype(np.uint32), first_word, end_bit, interval)
 
@@ -97,6 +110,28 @@ def _unstuff(data, start, end, escapes, buffer, first_word, end_bit):
         first_word[interval] = at >> 2
     buffer[at:] = 0
     return interval + 1
+
+
+@jit
+def is_left_over(words, bit, end, is_last):
+    """Whether the bits from `bit` to `end`, behind the last block of an interval, are more than padding.
+
+    Padding is less than a byte, or whole bytes of zeros alone or of ones alone. Behind the last interval of a
+    scan a few bytes of anything are harmless.
+    """
+    first = (bit + 7) & ~7  # of the whole bytes
+    if first >= end or _are_equal(words, first, end):
+        return False
+    return not (is_last and end - first <= 8 * _HARMLESS_BYTES and _are_equal(words, bit, first))
+
+
+@jit
+def _are_equal(words, bit, end):
+    """Whether the bits from `bit` to `end` are all zeros or all ones."""
+    ones = 0
+    for i in range(bit, end):
+        ones += (words[i >> 5] >> np.uint32(31 - (i & 31))) & np.uint32(1)
+    return ones == 0 or ones == end - bit
 
 
 # A reader is (the next bits, the first of them highest; how many; the number of the next word).
@@ -225,7 +260,7 @@ def read_tokens(bits, first_mcus, slots, lookups, tokens):
                     return OVERRUN
                 if find_bit(reader) > end_bit[i]:
                     return TRUNCATED
-        if end_bit[i] - find_bit(reader) >= 8:
+        if is_left_over(words, find_bit(reader), end_bit[i], i == first_word.size - 1):
             return LEFTOVER
     starts[tile] = count
     return OK

@@ -58,7 +58,7 @@ def make_tables(histogram: np.ndarray, predictions: np.ndarray) -> Tables:
     spread = predictions.max(0, initial=0) - predictions.min(0, initial=0)
     if spread.max() >= 1 << DC_SIZES - 1:
         raise JPEGError("DC coefficients are further apart than 8-bit samples allow")
-    for component, pair in zip(range(components), (*pairs, pairs[-1]), strict=False):
+    for component, pair in zip(range(components), (*pairs, pairs[-1], pairs[-1]), strict=False):
         differences = pair[0, : int(spread[component]).bit_length() + 1]
         np.maximum(differences, 1, out=differences)
         pair[1, _EOB_SYMBOL] = max(pair[1, _EOB_SYMBOL], 1)

@@ -19,7 +19,20 @@ import numpy as np
 from imagelmdb.jpeg.entropy import Tokens, write_tokens
 from imagelmdb.jpeg.huffman import make_tables
 from imagelmdb.jpeg.index import Grid, make_index
-from imagelmdb.jpeg.markers import APP0, APP14, DHT, DQT, SOF0, SOF1, SOI, SOS, Header, HuffmanTable, parse
+from imagelmdb.jpeg.markers import (
+    APP0,
+    APP14,
+    DHT,
+    DQT,
+    SOF0,
+    SOF1,
+    SOI,
+    SOS,
+    Header,
+    HuffmanTable,
+    JPEGError,
+    parse,
+)
 from imagelmdb.jpeg.scans import borrow, read_tokens
 
 # How much of the original a tile has at least, in bytes. A tile's item in the index costs 5 to 6 bytes, so
@@ -60,6 +73,8 @@ def tile_jpeg(data: bytes, tile_width: int | None = None, *, tile_bytes: int = T
     narrow for tiles, or too large for glue, is re-coded but not cut: a crop of it is the whole file.
     """
     header = parse(data)
+    if len(header.components) == 4:
+        raise JPEGError("4 components: CMYK or YCCK")
     grid = make_grid(header)
     if tile_width is None:
         size = sum(scan.end - scan.start for scan in header.scans)
@@ -85,15 +100,28 @@ def tile_jpeg(data: bytes, tile_width: int | None = None, *, tile_bytes: int = T
     return Tiled(written.head + written.body, index, header.width, header.height)
 
 
+def rewrite_jpeg(data: bytes) -> bytes:
+    """The same coefficients as a plain sequential JPEG, which decoders take without a warning.
+
+    Raise JPEGError if a coefficient is missing or damaged, or if we cannot read this kind of JPEG.
+    """
+    header = parse(data)
+    grid = make_grid(header)
+    whole_rows = grid._replace(tile_mcus=grid.columns, row_tiles=1)
+    written = write_jpeg(header, read_tokens(data, header, whole_rows))
+    return written.head + written.body
+
+
 def make_grid(header: Header) -> Grid:
     """The MCUs of an image as one interleaved scan. A tile is one of them."""
-    blocks = *(component.h * component.v for component in header.components), 0, 0
+    blocks = [component.h * component.v for component in header.components]
+    blocks += [0] * (3 - len(blocks))
     across, down = zip(*((component.h, component.v) for component in header.components), strict=True)
     margins = [max(factors) // min(factors) for factors in (across, down)]
     margins = [margin if margin > 1 else 0 for margin in margins]
     width, height = 8 * max(across), 8 * max(down)
     columns = -(-header.width // width)
-    return Grid(width, height, *margins, blocks[:3], 1, columns, header.width, header.height)
+    return Grid(width, height, *margins, tuple(blocks), 1, columns, header.width, header.height)
 
 
 def write_jpeg(header: Header, tokens: Tokens) -> Written:
@@ -116,8 +144,10 @@ def _make_head(header: Header, tables: list[HuffmanTable]) -> tuple[bytes, int]:
     out = bytearray((0xFF, SOI))
     if header.jfif:
         out += _marker(APP0, header.jfif)
-    if header.adobe:
-        out += _marker(APP14, header.adobe)
+    if header.adobe:  # decoders warn of a transform that they do not know, and take the usual one
+        known, usual = ((0, 2), 2) if len(components) == 4 else ((0, 1), 1)
+        transform = header.adobe[11] if header.adobe[11] in known else usual
+        out += _marker(APP14, header.adobe[:11] + bytes((transform,)))
     for i in numbers:
         out += _marker(DQT, struct.pack(">B64H" if wide[i] else ">B64B", wide[i] << 4 | i, *header.quants[i]))
     size_at = len(out) + 5

@@ -25,6 +25,7 @@ from imagelmdb.jpeg.index import INDEX_VERSION
 from imagelmdb.parallel import count_cores, make_bar, map_in_order
 from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import FORMAT_VERSION, Meta
+from imagelmdb.store.images import MAX_PIXELS
 from imagelmdb.store.output import Output
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import Source, open_source
@@ -74,6 +75,7 @@ def convert(
     shuffle: bool = False,
     seed: int = 0,
     skip_bad: bool = False,
+    max_pixels: int = MAX_PIXELS,
     force: bool = False,
     progress: bool = False,
 ) -> Report:
@@ -84,6 +86,7 @@ def convert(
     workers: threads; by default one for each core.
     skip_bad: leave out the items that are not images. Without it they leave the store unfinished:
         report.complete is False, and the same call goes on once the files are mended.
+    max_pixels: an image of more pixels is refused; by default Pillow's limit.
     force: replace a store that is there already.
 
     Raises UserError if the output is not usable, before it touches anything, and at the end if no item is an
@@ -102,7 +105,7 @@ def convert(
     layout = Output(output, shards=shards, conversion=conversion, force=force)
     layout.refuse_overlap(source)
     with layout:
-        job = _Job(source, how, order, conversion, layout)
+        job = _Job(source, how, order, conversion, layout, max_pixels)
         try:
             return job.run(workers, skip_bad, progress)
         finally:
@@ -112,9 +115,17 @@ def convert(
 class _Job:
     """One run of one conversion: everything that its steps share."""
 
-    def __init__(self, source: Source, how: Encoding, order: np.ndarray, conversion: str, output: Output):
+    def __init__(
+        self,
+        source: Source,
+        how: Encoding,
+        order: np.ndarray,
+        conversion: str,
+        output: Output,
+        max_pixels: int,
+    ):
         self.source, self.how, self.order, self.output = source, how, order, output
-        self.conversion = conversion
+        self.conversion, self.max_pixels = conversion, max_pixels
         self.writers: list[ShardWriter] = []
         # Shard s has the positions from starts[s] up to starts[s + 1].
         shards = len(output.files)
@@ -191,9 +202,9 @@ class _Job:
         name = self.source.name(item)
         try:
             image, label = self.source.read(item)
-            encoded = encode_image(image, self.how)
+            encoded = encode_image(image, self.how, max_pixels=self.max_pixels)
             return shard, Row.pack(position - self.starts[shard], encoded, label=label, name=name), None
-        except (OSError, ValueError, BadImageError) as error:
+        except (OSError, ValueError, MemoryError, BadImageError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         except DAMAGE as error:
             reason = describe(error)

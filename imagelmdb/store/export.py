@@ -21,21 +21,25 @@ _LONGEST_NAME = 200  # bytes of a file's name, so that a number fits behind it
 
 
 def export(store: Store, folder: str | Path, *, progress: bool = False) -> int:
-    """Write every image to folder/CLASS/NAME, raw pixels as PNG. Returns the number of images."""
+    """Write every image to folder/CLASS/NAME, raw pixels as PNG. Returns the number of images.
+
+    A class without images gets no folder: ImageFolder and a conversion would refuse an empty one.
+    """
     folder = Path(folder).expanduser()
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose another one")
     folders = name_folders(store.classes)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in folders:
-        (folder / name).mkdir()
-    written = set()
+    made, written = set(), set()
     with make_bar(len(store), show=progress) as bar:
         for index in range(len(store)):
             store.check(index)
             record = store[index]
             if record.label >= len(folders):
                 raise StoreError(f"{store.where(index)}: label {record.label} of {len(folders)} classes")
+            if record.label not in made:
+                (folder / folders[record.label]).mkdir()
+                made.add(record.label)
             path = folder / folders[record.label] / as_file_name(store.name(index).rpartition("/")[2])
             path = path.with_suffix(".png") if store.encoding == "raw" else path
             if path in written:  # two folders in one class had files of the same name

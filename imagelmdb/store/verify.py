@@ -14,7 +14,7 @@ from imagelmdb.errors import DAMAGE, BadImageError, StoreError, UserError, descr
 from imagelmdb.jpeg.crop import find_window
 from imagelmdb.jpeg.markers import JPEGError
 from imagelmdb.parallel import count_cores, make_bar, map_in_order
-from imagelmdb.store.images import read_image
+from imagelmdb.store.images import MAX_PIXELS, read_image
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.reader import LMDBStore, find_files
 
@@ -22,7 +22,12 @@ QUICK_RECORDS = 1000
 
 
 def verify(
-    path: str | Path, *, quick: bool = False, workers: int | None = None, progress: bool = False
+    path: str | Path,
+    *,
+    quick: bool = False,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = False,
 ) -> list[str]:
     """One line for each problem. `quick` checks the structure and a thousand records."""
     if workers is not None and workers < 0:
@@ -46,7 +51,7 @@ def verify(
         indices = np.linspace(0, len(store) - 1, QUICK_RECORDS).astype(np.int64)
     workers = count_cores() if workers is None else workers
     with make_bar(len(indices), show=progress) as bar:
-        check = partial(_check_record, store, _read_labels(store))
+        check = partial(_check_record, store, _read_labels(store), max_pixels)
         for found in map_in_order(check, indices.tolist(), workers):
             bar.update()
             if found:
@@ -62,12 +67,12 @@ def _read_labels(store: LMDBStore) -> np.ndarray | None:
         return None
 
 
-def _check_record(store: LMDBStore, labels: np.ndarray | None, index: int) -> str:
+def _check_record(store: LMDBStore, labels: np.ndarray | None, max_pixels: int, index: int) -> str:
     """What is wrong with a record; "" if nothing is."""
     try:
         store.check(index)
         record = store[index]
-        size = read_image(record).size
+        size = read_image(record, max_pixels=max_pixels).size
         if len(record.tile_index):
             find_window(record.image, record.tile_index, (0, 0, *size))
     except StoreError as error:

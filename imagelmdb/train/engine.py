@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagelmdb.config import Config
-from imagelmdb.errors import Diverged, Stopped, StoppedUnsaved
+from imagelmdb.errors import Diverged, Stopped, StoppedUnsaved, UserError, first_line
 from imagelmdb.train.checkpoint import Checkpoints, load_optimizer, load_weights
 from imagelmdb.train.evaluate import autocast
 from imagelmdb.train.feed import Batch, Feed
@@ -161,7 +161,7 @@ class Trainer:
             # The ranks sum their gradients once, after the last part.
             local = world.size > 1 and part < len(parts)
             with self.replica.no_sync() if local else contextlib.nullcontext():
-                with autocast(world.device, config.amp):
+                with autocast(world.device, config.amp), _explained(config.arch, inputs):
                     outputs = self.replica(inputs)
                 loss = self.loss(outputs.float(), wanted) * (len(inputs) / len(images))
                 self.scaler.scale(loss).backward()
@@ -215,7 +215,10 @@ class Trainer:
             load_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        try:
+            self.progress = Progress(**state["progress"])
+        except TypeError as error:
+            raise UserError(f"the checkpoint's progress is not this trainer's: {error}") from error
 
 
 def _replicate(model: nn.Module, world: World) -> nn.Module:
@@ -231,6 +234,21 @@ def _replicate(model: nn.Module, world: World) -> nn.Module:
         gradient_as_bucket_view=True,
         **{buffers: False},
     )
+
+
+@contextlib.contextmanager
+def _explained(arch: str, inputs: torch.Tensor) -> Iterator[None]:
+    """A model that refuses its inputs is the user's mistake: BatchNorm one value, a ViT another size."""
+    try:
+        yield
+    except (AssertionError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "input size" not in str(error):
+            raise
+        count, _, height, width = inputs.shape
+        raise UserError(
+            f"{arch} does not train on {count} images of {width} x {height} px at a time: "
+            f"{first_line(error)}. Choose another --batch-size, --accumulate or --train-size"
+        ) from error
 
 
 def _seed(device: torch.device, *numbers: int) -> None:

@@ -5,9 +5,11 @@ export_checkpoint(run_dir / "best.pt", "model.pt2", config)  # --export: a file 
 torch.export.load("model.pt2").module()(images)              # images: normalised float32, any number
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import timm
@@ -19,6 +21,7 @@ from torch import nn
 from imagelmdb.command_line import nearest
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError, first_line
+from imagelmdb.train.checkpoint import load, load_weights
 
 
 def make_model(config: Config, *, classes: int, device: torch.device, fetch: bool = True) -> nn.Module:
@@ -94,33 +97,46 @@ def export_checkpoint(checkpoint: Path, path: str | Path, config: Config) -> Non
     """
     if not checkpoint.exists():
         raise UserError(f"--export: there is no {checkpoint}; train first, or name the run with --output")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = load(checkpoint)
     # The export runs in one process on the CPU, where SyncBatchNorm does not work.
     config = dataclasses.replace(config, sync_bn=False, channels_last=False)
     model = make_model(config, classes=len(state["classes"]), device=torch.device("cpu"), fetch=False).eval()
-    model.load_state_dict(state.get("ema") or state["model"])
+    load_weights(model, state.get("ema") or state["model"])
     # Two images, because torch.export would treat a batch of one as a constant.
     images = torch.randn(2, 3, config.val_size, config.val_size)
     batch = torch.export.Dim("batch")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pt2":
-        program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+        with _explained(config):
+            program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
         torch.export.save(program, path)
         found = torch.export.load(path).module()(images[:1])
         torch.testing.assert_close(found, model(images[:1]), rtol=1e-3, atol=1e-4)
         return
-    torch.onnx.export(
-        model,
-        (images,),
-        path,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: batch},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with _explained(config):
+        torch.onnx.export(
+            model,
+            (images,),
+            path,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: batch},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+@contextlib.contextmanager
+def _explained(config: Config) -> Iterator[None]:
+    """A model that cannot be exported, as a ViT of another image size, is the user's mistake."""
+    try:
+        yield
+    except (AssertionError, ValueError, RuntimeError, TypeError) as error:
+        raise UserError(
+            f"--export: {config.arch} at --val-size {config.val_size} cannot be exported: {first_line(error)}"
+        ) from error
 
 
 def _make_torchvision(config: Config, classes: int, pretrained: bool) -> nn.Module:
