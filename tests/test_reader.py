@@ -190,11 +190,11 @@ def meta_of(path: Path) -> dict:
     ids=str,
 )
 def test_facts_of_another_type_or_out_of_their_range_are_an_error(store_copy, forged):
-    """Also if the forger leaves the checksum out, which earlier releases did not write."""
+    """Also if the forger leaves the checksum out, which release 0.1.0 did not write."""
     meta = meta_of(store_copy)
     del meta["check"]
     # A change of the file makes the extents void, so we forge the transaction as well.
-    meta |= {"transaction": meta["transaction"] + 1} | forged
+    meta |= {"version": 1, "transaction": meta["transaction"] + 1} | forged
     edit(store_copy, {META_KEY: msgpack.packb(meta)})
     (problem,) = verify(store_copy, workers=0)
     assert ("copy.lmdb" in problem and "__meta__" in problem) or "bytes" in problem
@@ -206,11 +206,13 @@ def test_facts_that_nobody_wrote_are_an_error(store_copy, forged):
     assert "__meta__ is damaged: its checksum differs" in verify(store_copy, workers=0)[0]
 
 
-def test_facts_of_an_earlier_release_have_no_checksum(store_copy):
+def test_facts_without_a_checksum_are_those_of_an_earlier_release(store_copy):
     meta = meta_of(store_copy)
     del meta["check"]
     edit(store_copy, {META_KEY: msgpack.packb(meta)})
-    assert verify(store_copy, workers=0) == []
+    assert "__meta__ is damaged: its checksum differs" in verify(store_copy, workers=0)[0]
+    edit(store_copy, {META_KEY: msgpack.packb(meta | {"version": 1})})
+    assert LMDBStore(store_copy).describe()["format"] == "imagelmdb 1"
 
 
 def test_the_mark_of_an_unfinished_store_may_be_damaged(tmp_path):

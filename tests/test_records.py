@@ -22,6 +22,7 @@ from imagelmdb.store.convert import convert
 from imagelmdb.store.export import export
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.reader import LMDBStore
+from imagelmdb.store.verify import verify
 
 COUNT = 40
 
@@ -290,6 +291,7 @@ def old_store(tmp_path):
 
 def test_a_store_of_format_1_is_read_and_compared_with_its_own_checksums(old_store, tmp_path):
     store = LMDBStore(old_store)
+    assert verify(old_store, workers=0) == []
     assert store.describe()["format"] == "imagelmdb 1" and store.labels.tolist() == [0, 0, 1]
     assert [image.size for image, _ in read_folder(old_store)] == [(30, 20), (90, 60), (40, 40)]
     for index in range(3):
