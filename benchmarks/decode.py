@@ -154,7 +154,7 @@ def ours(store: LMDBStore | FolderStore) -> Prepare:
 
 
 def floor(store: LMDBStore) -> Prepare:
-    images = torch.empty((TURN, SIZE, SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2).split(1)
+    images = np.empty((TURN, SIZE, SIZE, 3), np.uint8)
 
     def prepare(epoch: int, turn: int) -> Callable:
         rows = np.arange(turn * TURN, (turn + 1) * TURN)
@@ -163,7 +163,7 @@ def floor(store: LMDBStore) -> Prepare:
 
         def run() -> None:
             for image, (part, source), flip in zip(images, parts, flips.tolist(), strict=True):
-                image.copy_(resize(decode_part(part, source, flip), SIZE))
+                resize(*decode_part(part, source), flip, image)
 
         return run
 

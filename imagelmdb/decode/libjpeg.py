@@ -1,4 +1,4 @@
-"""LibjpegDecoder: crops by libjpeg-turbo (through simplejpeg) and torch's antialiased resize.
+"""LibjpegDecoder: crops by libjpeg-turbo (through simplejpeg) and an antialiased resize (tiles/resize.py).
 
 It decodes only the tiles under the box of a tiled JPEG, and reads only the rows under the box of raw pixels.
 Any other image is decoded as a whole first.
@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from imagelmdb.decode import Box, CPUDecoder, Crop
+from imagelmdb.decode.tiles.crops import Crops
 from imagelmdb.errors import BadImageError
 from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError
@@ -46,13 +44,11 @@ class LibjpegDecoder(CPUDecoder):
         self.dct_scale = dct_scale
 
     def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
-        size = images.shape[1]
-        outputs = torch.from_numpy(images).permute(0, 3, 1, 2).split(1)
         for start in range(0, len(crops), _GROUP):
             rows = range(start, min(start + _GROUP, len(crops)))
             parts = []
             for row in rows:
-                scale = _find_scale(crops[row].box, size) if self.dct_scale else 1
+                scale = _find_scale(crops[row].box, images.shape[1]) if self.dct_scale else 1
                 try:
                     parts.append(find_part(crops[row], scale))
                 except BadImageError as error:
@@ -60,8 +56,7 @@ class LibjpegDecoder(CPUDecoder):
             sources = cut_out([part.source for part in parts])
             for row, part, source in zip(rows, parts, sources, strict=True):
                 try:
-                    resized = resize(decode_part(part, source, crops[row].flip), size)
-                    outputs[row].copy_(resized)  # 20 us; torch's resize has no public `out`
+                    resize(*decode_part(part, source), crops[row].flip, images[row])
                 except BadImageError as error:
                     raise error.at(row) from None
 
@@ -80,19 +75,18 @@ def find_part(crop: Crop, scale: int = 1) -> Part:
     return Part(window, (window.left, window.top, *box[2:]), scale)
 
 
-def decode_part(part: Part, source: bytes | memoryview | np.ndarray, flip: bool) -> Tensor:
-    """The box's pixels, uint8 [1, 3, height, width] in channels_last memory, shrunk by the part's scale.
+def decode_part(part: Part, source: bytes | memoryview | np.ndarray) -> tuple[np.ndarray, Box]:
+    """(pixels, the box in them), both shrunk by the part's scale.
 
     `source` is what cut_out made of the part's source.
     """
     found, (left, top, width, height), scale = part
-    colours = "BGR" if flip else "RGB"
     if isinstance(source, np.ndarray):
         pixels = source
     elif isinstance(found, Window):
-        pixels = stored_images.decode_jpeg(source, colours, scale)
+        pixels = stored_images.decode_jpeg(source, scale=scale)
     else:
-        pixels = stored_images.decode_pixels(source, colours, scale)
+        pixels = stored_images.decode_pixels(source, scale=scale)
     if scale > 1:
         edges = (left, top, left + width, top + height)
         left, top, right, bottom = ((edge + scale // 2) // scale for edge in edges)
@@ -102,37 +96,14 @@ def decode_part(part: Part, source: bytes | memoryview | np.ndarray, flip: bool)
         raise BadImageError(
             f"box {(left, top, width, height)} is not inside an image of {full_width} x {full_height} px"
         )
-    # As few calls as possible: right after a decode, when the caches are cold, each costs 10 us.
-    row = 3 * full_width
-    image, start = torch.from_numpy(_Readable.view(pixels)), top * row + 3 * left
-    if flip and pixels is not source:
-        # BGR read backwards is RGB mirrored. To flip bytes takes a third of the time that flipping pixels
-        # takes.
-        image, row, start = image.as_strided((height, 3 * width), (row, 1), start).flip(1), 3 * width, 0
-        flip = False
-    image = image.as_strided((1, 3, height, width), (height * row, 1, row, 3), start)
-    return image.flip(3) if flip else image
+    return pixels, (left, top, width, height)
 
 
-def resize(image: Tensor, size: int) -> Tensor:
-    """Bilinear with antialiasing, as torchvision's Resize."""
-    return F.interpolate(image, (size, size), mode="bilinear", antialias=True)
-
-
-class _Readable:
-    """Read-only pixels of a store's map, for torch.
-
-    torch has no read-only tensors and warns about such an array once a process. Nothing here writes to it.
-    """
-
-    def __init__(self, pixels: np.ndarray):
-        self.pixels = pixels  # keeps the memory alive
-        address, _ = pixels.__array_interface__["data"]
-        self.__array_interface__ = pixels.__array_interface__ | {"data": (address, False)}
-
-    @classmethod
-    def view(cls, pixels: np.ndarray) -> np.ndarray:
-        return pixels if pixels.flags.writeable else np.asarray(cls(pixels))
+def resize(pixels: np.ndarray, box: Box, flip: bool, image: np.ndarray) -> None:
+    """Fill an image, uint8 [size, size, 3], with the box of the pixels."""
+    crops = Crops(1, len(image))
+    crops.add_pixels(0, pixels, box, flip, image)
+    crops.make()
 
 
 def _find_scale(box: Box, size: int) -> int:
