@@ -14,13 +14,15 @@ import threading
 
 import numpy as np
 
+from imagelmdb.decode import Box
+from imagelmdb.decode.tiles.record import DONE, NO_ROOM, TODO, make_crop
 from imagelmdb.decode.tiles.resize import place_canvas, resize_pixels
 from imagelmdb.jpeg.jit import jit
+from imagelmdb.store.format import Record
 
-# The fields of a row.
-STATUS, NEEDED, KIND, SOURCE, PITCH, LEFT, TOP, WIDTH, HEIGHT, FLIP, OUT, FIELDS = range(12)
-PIXELS = 0  # the kinds
-TODO, DONE, NO_ROOM = range(3)  # the states
+# The fields of a row. A record's `EXTENT` is its bytes, that of pixels the bytes from one row to the next.
+STATUS, KIND, SOURCE, EXTENT, TILES, TILES_BYTES, LEFT, TOP, WIDTH, HEIGHT, FLIP, OUT, FIELDS = range(13)
+PIXELS, RECORD = range(2)  # the kinds
 
 _thread = threading.local()
 
@@ -49,16 +51,23 @@ class Crops:
     def __init__(self, count: int, size: int):
         self.size = size
         self.rows = np.zeros((count, FIELDS), np.int64)
-        self._kept: list[np.ndarray] = []  # the sources
+        self._kept: list[tuple[np.ndarray, ...]] = []  # whose addresses the rows have
 
-    def add_pixels(
-        self, row: int, pixels: np.ndarray, box: tuple[int, int, int, int], flip: bool, out: np.ndarray
-    ) -> None:
+    def add_pixels(self, row: int, pixels: np.ndarray, box: Box, flip: bool, out: np.ndarray) -> None:
         """A box of RGB pixels, uint8 [height, width, 3]. The box is inside them."""
-        self._kept.append(pixels)
-        self.rows[row] = TODO, 0, PIXELS, _address(pixels), pixels.strides[0], *box, flip, _address(out)
+        self._kept.append((pixels, out))
+        where = _address(pixels), pixels.strides[0], 0, 0
+        self.rows[row] = TODO, PIXELS, *where, *box, flip, _address(out)
+
+    def add_record(self, row: int, record: Record, box: Box, flip: bool, out: np.ndarray) -> None:
+        """A box of a tiled JPEG."""
+        image, tiles = np.frombuffer(record.image, np.uint8), np.frombuffer(record.tiles, np.uint8)
+        self._kept.append((image, tiles, out))
+        where = _address(image), image.size, _address(tiles), tiles.size
+        self.rows[row] = TODO, RECORD, *where, *box, flip, _address(out)
 
     def make(self) -> None:
+        """Afterwards a row's status is DONE, UNUSUAL or DAMAGED."""
         scratch = get_scratch()
         while (needed := make_crops(self.rows, self.size, scratch.memory)) > 0:
             scratch.grow(needed)
@@ -69,15 +78,26 @@ def _address(array: np.ndarray) -> int:
 
 
 @jit
-def make_crops(rows, size, scratch):
-    """Make the crops that are still to do. Return how much scratch memory is missing for the next, or 0."""
+def make_crops(rows, size, memory):
+    """Make the crops that are still to do. Return how much scratch memory the next one needs, or 0."""
+    scratch = memory.ctypes.data
     for i in range(rows.shape[0]):
-        if rows[i, STATUS] == TODO:
-            canvas = place_canvas(scratch.ctypes.data, rows[i, WIDTH], rows[i, HEIGHT], size)
-            needed = canvas.end - scratch.ctypes.data
-            if needed > scratch.size:
+        row = rows[i]
+        if row[STATUS] != TODO:
+            continue
+        box, flip, out = (row[LEFT], row[TOP], row[WIDTH], row[HEIGHT]), row[FLIP] != 0, row[OUT]
+        if row[KIND] == RECORD:
+            source = row[SOURCE], row[EXTENT], row[TILES], row[TILES_BYTES]
+            status, needed = make_crop(*source, box, flip, size, out, scratch, memory.size)
+            if status == NO_ROOM:
                 return needed
-            corner = rows[i, SOURCE] + rows[i, PITCH] * rows[i, TOP] + 3 * rows[i, LEFT]
-            resize_pixels(corner, rows[i, PITCH], rows[i, FLIP] != 0, canvas, rows[i, OUT])
-            rows[i, STATUS] = DONE
+            row[STATUS] = status
+        else:
+            canvas = place_canvas(scratch, row[WIDTH], row[HEIGHT], size)
+            if canvas.end - scratch > memory.size:
+                return canvas.end - scratch
+            resize_pixels(
+                row[SOURCE] + row[EXTENT] * row[TOP] + 3 * row[LEFT], row[EXTENT], flip, canvas, out
+            )
+            row[STATUS] = DONE
     return 0

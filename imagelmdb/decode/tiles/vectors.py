@@ -23,8 +23,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-BIT = ir.IntType(1)
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 
 Value = ir.Value
 
@@ -39,6 +38,9 @@ def find_vector_bytes() -> int:
         return int(forced)
     features = llvmlite.binding.get_host_cpu_features()
     return 64 if features.get("avx512bw") else 32 if features.get("avx2") else 16
+
+
+VECTOR_BYTES = find_vector_bytes()
 
 
 def instruction(generate: Callable) -> Callable:
@@ -71,6 +73,11 @@ def vector(kind: ir.Type, lanes: int) -> ir.VectorType:
 
 def constant(kind: ir.Type, numbers: Sequence[int]) -> Value:
     return ir.Constant(vector(kind, len(numbers)), list(numbers))
+
+
+def fill(kind: ir.Type, lanes: int, number: int) -> Value:
+    """The same number in all lanes, known beforehand."""
+    return constant(kind, [number] * lanes)
 
 
 def load(b: ir.IRBuilder, address: Value, kind: ir.Type) -> Value:
@@ -130,7 +137,7 @@ def clamp(b: ir.IRBuilder, value: Value, low: int, high: int) -> Value:
     """pmaxs and pmins; with a truncation after it, packus or packss."""
     kind, lanes = value.type.element, value.type.count
     for limit, sign in ((low, "<"), (high, ">")):
-        limits = constant(kind, [limit] * lanes)
+        limits = fill(kind, lanes, limit)
         value = b.select(b.icmp_signed(sign, value, limits), limits, value)
     return value
 
@@ -143,6 +150,31 @@ def multiply_pairs(b: ir.IRBuilder, first: Value, second: Value) -> Value:
     return b.add(
         shuffle(b, product, product, range(0, lanes, 2)), shuffle(b, product, product, range(1, lanes, 2))
     )
+
+
+def widen(b: ir.IRBuilder, value: Value, kind: ir.Type, *, signed: bool = False) -> Value:
+    """pmovzx, pmovsx"""
+    return (b.sext if signed else b.zext)(value, vector(kind, value.type.count))
+
+
+def pack_16(b: ir.IRBuilder, low: Value, high: Value) -> Value:
+    """packssdw: the opposite of unpack, 32 bits to 16; values out of range become the nearest that fits."""
+    return _pack(b, low, high, I16)
+
+
+def pack_8(b: ir.IRBuilder, low: Value, high: Value) -> Value:
+    """packsswb: 16 bits to signed 8."""
+    return _pack(b, low, high, I8)
+
+
+def _pack(b: ir.IRBuilder, low: Value, high: Value, kind: ir.IntType) -> Value:
+    lanes, group = low.type.count, 128 // low.type.element.width
+    order = [
+        start + part + i for start in range(0, lanes, group) for part in (0, lanes) for i in range(group)
+    ]
+    limit = 1 << (kind.width - 1)
+    both = clamp(b, shuffle(b, low, high, order), -limit, limit - 1)
+    return b.trunc(both, vector(kind, 2 * lanes))
 
 
 def loop(b: ir.IRBuilder, count: Value):
@@ -203,3 +235,9 @@ def store_i32(b, address, value):
 @instruction
 def store_i64(b, address, value):
     store(b, value, address)
+
+
+@instruction
+def copy_64(b, source, out):
+    """64 bytes."""
+    store(b, load(b, source, vector(I8, 64)), out)
