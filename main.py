@@ -42,6 +42,7 @@ def start(argv: Sequence[str] | None) -> int:
 def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
     """What each rank does. `explicit` are the options that the command line itself sets."""
     from imagelmdb.data.augment import make_batch_augment
+    from imagelmdb.decode import choose_decoder
     from imagelmdb.train.checkpoint import BEST, LAST, load_weights
     from imagelmdb.train.distributed import set_up_torch
     from imagelmdb.train.evaluate import evaluate
@@ -61,6 +62,8 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
     set_up_torch(config)
 
     train_loader, val_loader = load_data(config, world)
+    if not config.dummy:
+        world.say(choose_decoder(config.decode, dct_scale=config.dct_scale).describe())
     classes = (train_loader or val_loader).classes
     with world.agree():
         if checkpoint:

@@ -146,7 +146,7 @@ def full_decode(files: FolderStore) -> Prepare:
 def ours(store: LMDBStore | FolderStore) -> Prepare:
     """The very batches of training: order, plan, read, slice, decode, resize; memory is used again."""
     sampler = Sampler(len(store), batch_size=TURN, shuffle="none")
-    dataset = BatchDataset(store, sampler, crop=TrainCrop(), decoder=make_decoder("cpu"))
+    dataset = BatchDataset(store, sampler, crop=TrainCrop(), decoder=make_decoder("auto"))
     memory = torch.empty(TURN * SIZE * SIZE * 3, dtype=torch.uint8)
     return lambda epoch, turn: (
         lambda: dataset.prepare(Request(epoch, turn, SIZE), lambda count: memory[:count])

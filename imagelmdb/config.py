@@ -56,7 +56,11 @@ class Config:
     workers: int | None = option(
         None, "loader processes per rank (default: 4, or the number of cores if that is smaller)", "-j"
     )
-    decode: Literal["cpu", "gpu"] = option("cpu", "where JPEGs are decoded; gpu needs nvidia-dali")
+    decode: Literal["auto", "tiles", "libjpeg", "pillow", "gpu", "cpu"] = option(
+        "auto",
+        "what decodes JPEGs. auto, or cpu: tiles, our own decoder, or libjpeg where it cannot be; pillow: as "
+        "torchvision; gpu needs nvidia-dali. tiles and libjpeg give equal pixels",
+    )
     shuffle: Literal["full", "block", "local"] = option(
         "full",
         "full: all images in random order; block: random blocks of neighbouring images; local: each node "

@@ -89,9 +89,9 @@ class BatchDataset(Dataset):
         prefetch_steps: int = 0,
     ):
         if decoder.on_gpu and store.encoding == "raw":
-            raise UserError(f"{store.path} has raw pixels, which need no decoder: use --decode cpu")
+            raise UserError(f"{store.path} has raw pixels, which need no decoder: use --decode auto")
         if decoder.on_gpu and transform:
-            raise UserError("a transform of single images needs them on the CPU: use --decode cpu")
+            raise UserError("a transform of single images needs them on the CPU: use --decode auto")
         self.store, self.sampler, self.crop, self.decoder = store, sampler, crop, decoder
         self.transform = transform
         self.prefetch_steps = prefetch_steps

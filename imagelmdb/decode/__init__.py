@@ -1,6 +1,6 @@
 """From crops of records to images. A decoder is one file here and one line in DECODERS.
 
-    decoder = make_decoder("cpu")
+    decoder = make_decoder("auto")
     image = decode(record, (left, top, width, height), 224)    # one crop: uint8 [3, 224, 224]
 
 A decoder works in two halves, because a loader's workers and its GPU are in different processes:
@@ -14,6 +14,7 @@ JPEGs out of the records in `prepare` and decodes them in `finish`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from math import prod
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from imagelmdb.store.format import Record
 
 DECODERS = {
-    "cpu": "imagelmdb.decode.libjpeg.LibjpegDecoder",
+    "tiles": "imagelmdb.decode.tiles.decoder.TilesDecoder",
+    "libjpeg": "imagelmdb.decode.libjpeg.LibjpegDecoder",
     "gpu": "imagelmdb.decode.dali.make_gpu_decoder",
     "pillow": "imagelmdb.decode.pillow.PillowDecoder",
 }
+AUTOMATIC = ("auto", "cpu")  # the best of them for the CPU
 
 Box = tuple[int, int, int, int]  # left, top, width, height; px of the stored image
 
@@ -101,12 +104,34 @@ class CPUDecoder:
         pass
 
 
+class Choice(NamedTuple):
+    """A name in DECODERS, and why it was chosen if that is not plain."""
+
+    name: str
+    reason: str = ""
+
+    def describe(self) -> str:
+        return f"decoder: {self.name}" + (f", since {self.reason}" if self.reason else "")
+
+
+def choose_decoder(name: str, *, dct_scale: bool = False) -> Choice:
+    """Which decoder `auto` is here. "cpu" is an older word for auto; any other name stands for itself."""
+    if name in DECODERS:
+        return Choice(name)
+    if name not in AUTOMATIC:
+        raise UserError(f"decode {name!r} is not one of {', '.join((AUTOMATIC[0], *DECODERS))}")
+    if dct_scale:
+        return Choice("libjpeg", "only libjpeg can decode at a smaller size (dct_scale)")
+    if sys.byteorder != "little":
+        return Choice("libjpeg", "this CPU is big-endian")
+    return Choice("tiles")
+
+
 def make_decoder(name: str, *, dct_scale: bool = False) -> Decoder:
-    """The decoder of that name in DECODERS. `dct_scale`: see LibjpegDecoder."""
-    if name not in DECODERS:
-        raise UserError(f"decode {name!r} is not one of {', '.join(DECODERS)}")
-    if dct_scale and name != "cpu":
-        raise UserError(f"dct_scale is an option of the cpu decoder: leave it out with decode {name}")
+    """The decoder of that name in DECODERS, or "auto". `dct_scale`: see LibjpegDecoder."""
+    name = choose_decoder(name, dct_scale=dct_scale).name
+    if dct_scale and name != "libjpeg":
+        raise UserError(f"dct_scale is an option of the libjpeg decoder: leave it out with decode {name}")
     module, _, attribute = DECODERS[name].rpartition(".")
     make = getattr(import_module(module), attribute)
     return make(dct_scale=True) if dct_scale else make()
@@ -118,7 +143,7 @@ def decode(
     """One crop as a uint8 image [3, size, size]: the box, resized with antialiasing."""
     import torch
 
-    decoder = decoder or make_decoder("cpu")
+    decoder = decoder or make_decoder("auto")
     batch = decoder.prepare(
         [Crop(record, box, flip)], size, lambda count: torch.empty(count, dtype=torch.uint8)
     )

@@ -25,6 +25,7 @@ from imagelmdb.decode.tiles.vectors import (
     fill,
     instruction,
     interleave,
+    jit,
     join,
     load,
     load_i64,
@@ -36,7 +37,6 @@ from imagelmdb.decode.tiles.vectors import (
     vector,
     widen,
 )
-from imagelmdb.jpeg.jit import jit
 
 GREY, FULL, HALF_BOTH, HALF_ACROSS, HALF_DOWN = range(5)  # 4:0:0, 4:4:4, 4:2:0, 4:2:2, 4:4:0
 

@@ -32,6 +32,7 @@ from imagelmdb.decode.tiles.vectors import (
     Value,
     fill,
     instruction,
+    jit,
     load,
     load_i16,
     load_i64,
@@ -44,7 +45,6 @@ from imagelmdb.decode.tiles.vectors import (
     store_u8,
     vector,
 )
-from imagelmdb.jpeg.jit import jit
 
 inlined = numba.njit(inline="always")
 

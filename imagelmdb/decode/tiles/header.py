@@ -12,9 +12,8 @@ import numpy as np
 
 from imagelmdb.decode.tiles.colour import FULL, GREY, HALF_ACROSS, HALF_BOTH, HALF_DOWN
 from imagelmdb.decode.tiles.entropy import TABLE_BYTES, ZIGZAG, fill_table, shift_right
-from imagelmdb.decode.tiles.vectors import load_i16, load_i64, load_u8, load_u16, load_u32, store_i16
+from imagelmdb.decode.tiles.vectors import jit, load_i16, load_i64, load_u8, load_u16, load_u32, store_i16
 from imagelmdb.jpeg.index import CODES_BYTES, INDEX_VERSION, ITEMS_AT
-from imagelmdb.jpeg.jit import jit
 
 OTHER = -1  # no sampling that these modules can decode
 QUANTS_BYTES = 4 * 128  # four tables of int16, in the order of a block

@@ -24,6 +24,7 @@ from imagelmdb.decode.tiles.vectors import (
     cut,
     fill,
     instruction,
+    jit,
     join,
     load,
     load_u8,
@@ -35,7 +36,6 @@ from imagelmdb.decode.tiles.vectors import (
     unpack,
     vector,
 )
-from imagelmdb.jpeg.jit import jit
 
 BLOCKS = VECTOR_BYTES // 16  # that are transformed at once
 _SPARSE = 8  # the first coefficients in zigzag order, all of them in the block's first 4 rows and columns

@@ -8,9 +8,8 @@ The pixels come as strips, and a strip is 8 rows of them, column by column:
     strip[x][colour][row]     x = 0      R R R R R R R R  G G G G G G G G  B B B B B B B B
                               x = 1      R R R R R R R R  ...
 
-So the 8 rows of a colour are one vector of 8 bytes, and all rows of a strip are made narrower at once. No byte
-moves between lanes. The result is turned over to rows of RGB, and the vertical pass is plain vectors along
-these rows:
+So the 8 rows of a colour are one vector of 8 bytes, and all rows of a strip are made narrower at once. Bytes
+keep their lanes. The result is turned over to rows of RGB, and the vertical pass works along these rows:
 
     strip (width columns)  --blend_columns-->  columns (size)  --turn-->  8 rows of size * RGB
     all rows of the box    --blend_rows---->   size rows of size * RGB
@@ -32,6 +31,7 @@ from imagelmdb.decode.tiles.vectors import (
     cut,
     instruction,
     interleave,
+    jit,
     join,
     load,
     load_i64,
@@ -47,7 +47,6 @@ from imagelmdb.decode.tiles.vectors import (
     variable,
     vector,
 )
-from imagelmdb.jpeg.jit import jit
 
 COLUMN = 24  # bytes of a strip's column: 8 rows of R, of G, of B
 _UNIT = 32  # bytes of a row that the vertical pass makes at a time

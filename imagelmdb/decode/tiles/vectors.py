@@ -23,6 +23,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from imagelmdb.jpeg.jit import jit as compile_cached
+
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 
 Value = ir.Value
@@ -41,6 +43,12 @@ def find_vector_bytes() -> int:
 
 
 VECTOR_BYTES = find_vector_bytes()
+
+
+def jit(function: Callable) -> Callable:
+    """jpeg/jit.py's, with code of its own in the cache for each width of vectors."""
+    function.__qualname__ += f"_{VECTOR_BYTES}"
+    return compile_cached(function)
 
 
 def instruction(generate: Callable) -> Callable:
@@ -143,7 +151,7 @@ def clamp(b: ir.IRBuilder, value: Value, low: int, high: int) -> Value:
 
 
 def multiply_pairs(b: ir.IRBuilder, first: Value, second: Value) -> Value:
-    """pmaddwd, smull + addp: 16-bit lanes to half as many 32-bit lanes, first[0] * second[0] + first[1] * second[1]."""
+    """pmaddwd: first[0] * second[0] + first[1] * second[1], and so on: 16 bits to half as many of 32."""
     lanes = first.type.count
     wide = vector(I32, lanes)
     product = b.mul(b.sext(first, wide), b.sext(second, wide))
