@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
 
 from imagelmdb.decode.tiles.vectors import (
     I1,
@@ -161,6 +162,13 @@ def shift_right(b, value, count) -> Value:
 
 
 @instruction
+def _usually(b, value, usual) -> Value:
+    """The value. LLVM puts the code for other values elsewhere, so that the usual one needs no jump."""
+    expect = b.module.declare_intrinsic("llvm.expect", [I64], ir.FunctionType(I64, [I64, I64]))
+    return b.call(expect, [value, usual])
+
+
+@instruction
 def _load_bits(b, place) -> Value:
     """movbe and shlx: the bits from a place on, at least 57 of them, the first one on top."""
     swap = b.module.declare_intrinsic("llvm.bswap", [I64])
@@ -197,7 +205,7 @@ def _find_long_code(table, bits):
 @inlined
 def _find_entry(table, bits):
     entry = table + 8 * shift_right(bits, 64 - _LOOKUP_BITS)
-    if load_u8(entry) == 0:
+    if _usually(load_u8(entry) == 0, 0):
         entry = _find_long_code(table, bits)
     return entry
 
@@ -281,7 +289,7 @@ def read_rows(runs, row, rows):
         bits_1 = _load_bits(place_1)
         for _ in range(2):
             bits_1, place_1, index_1 = _read_symbol(bits_1, place_1, index_1, table_1, block_1)
-            if index_1 >= last:
+            if _usually(index_1 >= last, 0):
                 damage |= index_1
                 bits_1, place_1, table_1, block_1, left_1, slot_1, bad = _end_block(
                     runs, row, 0, index_1, place_1, block_1, left_1, slot_1
@@ -291,7 +299,7 @@ def read_rows(runs, row, rows):
         bits_2 = _load_bits(place_2)
         for _ in range(2):
             bits_2, place_2, index_2 = _read_symbol(bits_2, place_2, index_2, table_2, block_2)
-            if index_2 >= last:
+            if _usually(index_2 >= last, 0):
                 damage |= index_2
                 bits_2, place_2, table_2, block_2, left_2, slot_2, bad = _end_block(
                     runs, row, 1, index_2, place_2, block_2, left_2, slot_2
@@ -301,7 +309,7 @@ def read_rows(runs, row, rows):
         bits_3 = _load_bits(place_3)
         for _ in range(2):
             bits_3, place_3, index_3 = _read_symbol(bits_3, place_3, index_3, table_3, block_3)
-            if index_3 >= last:
+            if _usually(index_3 >= last, 0):
                 damage |= index_3
                 bits_3, place_3, table_3, block_3, left_3, slot_3, bad = _end_block(
                     runs, row, 2, index_3, place_3, block_3, left_3, slot_3
@@ -315,7 +323,7 @@ def read_rows(runs, row, rows):
 def _end_block(runs, row, stream, index, place, block, left, slot):
     """Note the block's length and begin the next one. Returns a stream's new state, and BAD_CODE or 0."""
     store_u8(runs.lasts + ((block - runs.coefficients) >> 7), index & 63)
-    if left > 1:
+    if _usually(left > 1, 1):
         slot = load_i64(slot + _NEXT)
         block += 128
         bits, place, table, bad = _begin_block(place, block, slot, runs.streams + STREAM_BYTES * stream)

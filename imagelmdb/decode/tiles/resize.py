@@ -82,14 +82,12 @@ def fill_weights(full, size, flip, starts, weights):
     for i in range(size):
         first, count, total, _ = _sum_triangle(full, scale, support, inverse, taps, i)
         centre = scale * (i + 0.5)
+        divisor = total if total != 0.0 else 1.0
         row = weights + 2 * taps * i
-        for j in range(count):
-            weight = max(1.0 - abs((j + first - centre + 0.5) * inverse), 0.0)
-            if total != 0.0:
-                weight /= total
-            store_i16(row + 2 * (count - 1 - j if flip else j), int(0.5 + weight * unit))
-        for j in range(count, taps):
-            store_i16(row + 2 * j, 0)
+        for j in range(taps):
+            weight = _find_height(first + j, centre, inverse, j < count) / divisor
+            at = count - 1 - j if flip and j < count else j
+            store_i16(row + 2 * at, int(0.5 + weight * unit))
         store_i64(starts + 8 * i, full - first - count if flip else first)
     return precision
 
@@ -102,11 +100,17 @@ def _sum_triangle(full, scale, support, inverse, taps, i):
     count = min(int(centre + support + 0.5), full) - first
     count = max(min(count, taps), 0)
     total, top = 0.0, 0.0
-    for j in range(count):
-        weight = max(1.0 - abs((j + first - centre + 0.5) * inverse), 0.0)
+    for j in range(taps):  # not `count`, which changes: a CPU would guess it wrong half of the time
+        weight = _find_height(first + j, centre, inverse, j < count)
         total += weight
         top = max(top, weight)
     return first, count, total, top
+
+
+@jit
+def _find_height(pixel, centre, inverse, is_inside):
+    height = max(1.0 - abs((pixel - centre + 0.5) * inverse), 0.0)
+    return height if is_inside else 0.0
 
 
 @instruction
