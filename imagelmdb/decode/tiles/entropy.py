@@ -54,12 +54,15 @@ BLOCK_BYTES = 209
 _LOOKUP_BITS = 9  # codes of up to 8 bits are found at once, since the sign is looked up with them
 
 # A Huffman table: an entry for each 9 bits, two entries (negative, positive) for each symbol, limits, firsts.
-# An entry is 8 bytes, loaded one by one, since x86 has more room for loads than for shifts:
+# An entry is 8 bytes. They are loaded one by one, since x86 has more room for loads than for shifts:
 #   0  bits of the code and of its value together; 0: the code is longer
 #   1  by how much the index of the coefficient advances
 #   2  64 - the bits
 #   4  mask of the value's bits, 16 bits
 #   6  what is added to them: 0, or for negative values -mask
+# For example, 1110 may be the code of "no zeros, then a value of 3 bits". The bits 1110 010 have the entry
+# 7, 1, 57, 0, 7, -7: shifted right by 57, they end with 010, so the value is 2 - 7 = -5. The bits 1110 101 have
+# the entry 7, 1, 57, 0, 7, 0, since their value begins with 1, which is positive: 5 + 0.
 _ENTRIES = 8 << _LOOKUP_BITS
 _LIMITS = _ENTRIES + 8 * 512
 _FIRSTS = _LIMITS + 4 * 17

@@ -9,6 +9,10 @@ A block is 8 x 8 samples, and comes out column by column, as a piece of a strip:
 The transform is done twice, first down the columns and then along the rows, and between the two the blocks
 are transposed. Its result is then by column, where others transpose once more to get rows.
 
+Sums are 32 bits. Between the two directions, what does not fit into 16 bits becomes the largest number that
+does. So it is in libjpeg-turbo, except that it wraps around in blocks whose coefficients are all in the first
+row. That takes coefficients 8 times as large as any that an encoder can make from 8-bit samples.
+
 Several blocks are transformed at once, side by side in long vectors: 2 with AVX2, 4 with AVX-512.
 """
 

@@ -2,11 +2,13 @@
 
 numba has no vectors, so each function here is a few lines of LLVM's intermediate code, written with llvmlite.
 LLVM turns them into the instructions of whatever CPU it runs on: SSE2, AVX2, AVX-512 or NEON. Nothing here
-names an instruction set. Memory is an int64 address throughout; who calls must know that it is theirs.
+names an instruction set. The names in the docstrings are x86's, for those who read the machine code: LLVM does
+make them, we looked. Memory is an int64 address throughout; who calls must know that it is theirs.
 
     @instruction
     def add_bytes(b, source, out):            # b is llvmlite's builder, the others are addresses or numbers
-        store(b, b.add(load(b, source, bytes_of(16)), load(b, out, bytes_of(16))), out)
+        total = b.add(load(b, source, vector(I8, 16)), load(b, out, vector(I8, 16)))     # paddb
+        store(b, total, out)
 
 A vector cannot be a variable of numba's. So a loop over vectors that keeps a sum is inside such a function.
 """
@@ -23,6 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from imagelmdb.errors import UserError
 from imagelmdb.jpeg.jit import jit as compile_cached
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
@@ -35,8 +38,9 @@ def find_vector_bytes() -> int:
 
     LLVM splits wider vectors than the CPU has, and that is slower, but right.
     """
-    forced = os.environ.get("IMAGELMDB_VECTOR_BYTES")
-    if forced:
+    if forced := os.environ.get("IMAGELMDB_VECTOR_BYTES"):
+        if forced not in ("16", "32", "64"):
+            raise UserError(f"IMAGELMDB_VECTOR_BYTES is {forced!r}: use 16, 32 or 64, or leave it out")
         return int(forced)
     features = llvmlite.binding.get_host_cpu_features()
     return 64 if features.get("avx512bw") else 32 if features.get("avx2") else 16
@@ -105,7 +109,7 @@ def shuffle(b: ir.IRBuilder, first: Value, second: Value, lanes: Sequence[int]) 
 
 
 def join(b: ir.IRBuilder, parts: Sequence[Value]) -> Value:
-    """One long vector. The number of parts is a power of two."""
+    """One long vector. The number of parts is a power of two. (punpcklqdq, vinserti128)"""
     parts = list(parts)
     while len(parts) > 1:
         lanes = range(2 * parts[0].type.count)
@@ -118,7 +122,7 @@ def cut(b: ir.IRBuilder, value: Value, start: int, lanes: int) -> Value:
 
 
 def interleave(b: ir.IRBuilder, first: Value, second: Value) -> Value:
-    """first[0], second[0], first[1], ..."""
+    """punpcklbw and its like: first[0], second[0], first[1], ..."""
     lanes = first.type.count
     return shuffle(b, first, second, [lane for i in range(lanes) for lane in (i, lanes + i)])
 
