@@ -61,8 +61,8 @@ _LOOKUP_BITS = 9  # codes of up to 8 bits are found at once, since the sign is l
 #   4  mask of the value's bits, 16 bits
 #   6  what is added to them: 0, or for negative values -mask
 # For example, 1110 may be the code of "no zeros, then a value of 3 bits". The bits 1110 010 have the entry
-# 7, 1, 57, 0, 7, -7: shifted right by 57, they end with 010, so the value is 2 - 7 = -5. The bits 1110 101 have
-# the entry 7, 1, 57, 0, 7, 0, since their value begins with 1, which is positive: 5 + 0.
+# 7, 1, 57, 0, 7, -7: shifted right by 57, they end with 010, so the value is 2 - 7 = -5. The bits 1110 101
+# have the entry 7, 1, 57, 0, 7, 0, since a value that begins with 1 is positive: 5 + 0.
 _ENTRIES = 8 << _LOOKUP_BITS
 _LIMITS = _ENTRIES + 8 * 512
 _FIRSTS = _LIMITS + 4 * 17

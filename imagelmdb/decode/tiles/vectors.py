@@ -1,9 +1,9 @@
 """The vector instructions that the decoder is made of, as functions that numba can call.
 
 numba has no vectors, so each function here is a few lines of LLVM's intermediate code, written with llvmlite.
-LLVM turns them into the instructions of whatever CPU it runs on: SSE2, AVX2, AVX-512 or NEON. Nothing here
-names an instruction set. The names in the docstrings are x86's, for those who read the machine code: LLVM does
-make them, we looked. Memory is an int64 address throughout; who calls must know that it is theirs.
+LLVM turns them into the instructions of whatever CPU it runs on: SSE2, AVX2, AVX-512 or NEON. The docstrings
+name x86's, for those who read the machine code, but no code here names any. Memory is an int64 address
+throughout; who calls must know that it is theirs.
 
     @instruction
     def add_bytes(b, source, out):            # b is llvmlite's builder, the others are addresses or numbers
