@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from imagelmdb.store.format import Record
 STATUS, KIND, SOURCE, EXTENT, TILES, TILES_BYTES, LEFT, TOP, WIDTH, HEIGHT, FLIP, FIELDS = range(12)
 PIXELS, RECORD = range(2)  # the kinds
 _SMALLEST_SCRATCH = 1 << 20  # bytes: at least what does not depend on the box
-_SAY_AFTER_S = 2.0  # loading compiled code takes less
+_LOADING_S = 2.0  # of CPU time: loading compiled code takes less
 
 _thread = threading.local()
 
@@ -74,19 +75,23 @@ def compile_once() -> None:
     """Compile the decoder, or load it from the cache: before workers start, so that none of them has to."""
     if make_crops.signatures:
         return
-    timer = threading.Timer(_SAY_AFTER_S, _say_compiling)
-    timer.start()
+    done = threading.Event()
+    watcher = threading.Thread(target=_say_when_compiling, args=(done, time.process_time()))
+    watcher.start()
     try:
         crops = Crops(np.empty((1, 1, 1, 3), np.uint8))
         crops.add_pixels(np.zeros((1, 1, 3), np.uint8), (0, 0, 1, 1), False)
         crops.make()
     finally:
-        timer.cancel()
-        timer.join()
+        done.set()
+        watcher.join()  # before anybody forks
 
 
-def _say_compiling() -> None:
-    print("compiling the decoder, once: about 10 s", file=sys.stderr, flush=True)
+def _say_when_compiling(done: threading.Event, started: float) -> None:
+    while not done.wait(0.2):
+        if time.process_time() - started > _LOADING_S:
+            print("compiling the decoder, once: about 10 s", file=sys.stderr, flush=True)
+            return
 
 
 def _get_scratch() -> np.ndarray:
