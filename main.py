@@ -62,8 +62,6 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
     set_up_torch(config)
 
     train_loader, val_loader = load_data(config, world)
-    if not config.dummy:
-        world.say(choose_decoder(config.decode, dct_scale=config.dct_scale).describe())
     classes = (train_loader or val_loader).classes
     with world.agree():
         if checkpoint:
@@ -79,6 +77,7 @@ def run(config: Config, world: World, *, explicit: frozenset[str]) -> None:
         with world.agree():
             if checkpoint:
                 load_weights(model, checkpoint["ema"] or checkpoint["model"])
+        world.say(choose_decoder(config.decode).describe())  # evaluation knows no dct_scale
         result = evaluate(config, model, val_loader, world=world, normalize=augment.normalize)
         world.say(result.describe())
         best = Path(config.resume)
@@ -114,6 +113,7 @@ def train(
     val_loader: Loader | None,
 ) -> None:
     """Train, evaluate, log and save, epoch by epoch, from the checkpoint on if there is one."""
+    from imagelmdb.decode import choose_decoder
     from imagelmdb.train.checkpoint import Checkpoints
     from imagelmdb.train.engine import Trainer
     from imagelmdb.train.evaluate import evaluate
@@ -144,6 +144,8 @@ def train(
             f"global batch {config.batch_size} (ranks: {world.size}, images on each: {share}), "
             f"peak learning rate {config.lr:g}"
         )
+        if not config.dummy:
+            log.say(choose_decoder(config.decode, dct_scale=config.dct_scale).describe())
 
         for epoch in range(trainer.progress.epoch, config.epochs):
             progress = trainer.progress  # not at the start of the epoch if the run was stopped inside it
