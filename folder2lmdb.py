@@ -22,7 +22,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from imagelmdb.__main__ import CONVERT_EXAMPLES, add_convert_options, run_convert
+from imagelmdb.__main__ import add_convert_options, run_convert
 from imagelmdb.command_line import Parser
 from imagelmdb.errors import run_command
 
@@ -40,11 +40,7 @@ def main() -> int:
 
 
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="python folder2lmdb.py",
-        description="Convert image classification data into an LMDB store.",
-        epilog=CONVERT_EXAMPLES,
-    )
+    parser = Parser(prog="python folder2lmdb.py")
     add_convert_options(parser)
     return parser
 

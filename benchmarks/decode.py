@@ -37,9 +37,9 @@ from imagelmdb.sample import make_jpegs
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding
 from imagelmdb.store.format import Record
-from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
+from imagelmdb.store.sources.folder import FolderStore
 
 SIZE = 224  # px
 TURN = 128  # images, as in a batch of one GPU
@@ -146,10 +146,10 @@ def full_decode(files: FolderStore) -> Prepare:
 def ours(store: LMDBStore | FolderStore) -> Prepare:
     """The very batches of training: order, plan, read, slice, decode, resize; memory is used again."""
     sampler = Sampler(len(store), batch_size=TURN, shuffle="none")
-    dataset = BatchDataset(store, sampler, crop=TrainCrop(), decoder=make_decoder("auto"))
+    dataset = BatchDataset(store, sampler, crop_rule=TrainCrop(), decoder=make_decoder("auto"))
     memory = torch.empty(TURN * SIZE * SIZE * 3, dtype=torch.uint8)
     return lambda epoch, turn: (
-        lambda: dataset.prepare(Request(epoch, turn, SIZE), lambda count: memory[:count])
+        lambda: dataset.make_batch(Request(epoch, turn, SIZE), lambda count: memory[:count])
     )
 
 

@@ -155,16 +155,16 @@ class TorchvisionDecoder(DaliDecoder):
 
     def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[torch.Tensor]:
         for batch in batches:
-            facts = batch.facts
+            layout = batch.layout
             jpegs = [torch.from_numpy(jpeg.copy()) for jpeg in split_jpegs(batch)]
             images = decode_jpeg(
                 jpegs, mode=ImageReadMode.RGB, device="cpu" if self.device_id is None else "cuda"
             )
             crops = []
-            for image, box, flip in zip(images, facts.boxes.tolist(), facts.flips.tolist(), strict=True):
+            for image, box, flip in zip(images, layout.boxes.tolist(), layout.flips.tolist(), strict=True):
                 left, top, width, height = box
                 crop = image[None, :, top : top + height, left : left + width].float()
-                crop = interpolate(crop, (facts.size, facts.size), mode="bilinear", antialias=True)
+                crop = interpolate(crop, (layout.size, layout.size), mode="bilinear", antialias=True)
                 crops.append(crop.flip(3) if flip else crop)
             yield torch.cat(crops).round().to(torch.uint8)
 

@@ -17,8 +17,8 @@ from imagelmdb.data.store_loader import StoreLoader
 from imagelmdb.decode import Decoder, make_decoder
 from imagelmdb.decode.dali import DaliDecoder, DaliOptions
 from imagelmdb.order.sampler import Sampler
-from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.reader import LMDBStore
+from imagelmdb.store.sources.folder import FolderStore
 
 EPOCH_IMAGES = 1_281_167  # ImageNet's: over a short epoch, its first batch and its last weigh too much
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -65,7 +65,7 @@ class Setup:
     def make_dataset(self, decoder: Decoder, *, lmdb: bool = True) -> BatchDataset:
         store = LMDBStore(self.store) if lmdb else FolderStore(self.tree / "train")
         sampler = LongSampler(len(store), batch_size=self.batch_size)
-        return BatchDataset(store, sampler, crop=TrainCrop(), decoder=decoder)
+        return BatchDataset(store, sampler, crop_rule=TrainCrop(), decoder=decoder)
 
 
 class LongSampler(Sampler):

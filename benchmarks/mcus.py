@@ -9,42 +9,39 @@ from dataclasses import replace
 
 import numpy as np
 
+from imagelmdb.jpeg.entropy import Tokens
 from imagelmdb.jpeg.markers import parse
-from imagelmdb.jpeg.scans import Tokens, make_layout, read_tokens
-from imagelmdb.jpeg.tile import find_margins, write_jpeg
+from imagelmdb.jpeg.scans import read_tokens
+from imagelmdb.jpeg.tile import make_grid, write_jpeg
 
 
 def cut_mcus(data: bytes, box: tuple[int, int, int, int]) -> tuple[bytes, int, int]:
     """(jpeg, left, top): the same coefficients with optimal tables, and the box's offset in it."""
     header = parse(data)
-    layout = make_layout(header)
-    tokens = read_tokens(data, header, layout._replace(tile_mcus=1, row_tiles=layout.columns))
-    margin_x, margin_y = find_margins(header)
-    left, right = _reach(box[0], box[2], margin_x, header.width, layout.mcu_width)
-    top, bottom = _reach(box[1], box[3], margin_y, header.height, layout.mcu_height)
-    columns = -(-(right - left) // layout.mcu_width)
-    first = left // layout.mcu_width
-    rows = range(top // layout.mcu_height, -(-bottom // layout.mcu_height))
-    runs, starts, before = [], [], np.zeros(max(layout.slots) + 1, np.int64)
-    for begin in (row * layout.columns + first for row in rows):
-        blocks = slice(begin * len(layout.slots), (begin + columns) * len(layout.slots))
-        places = tokens.starts[blocks]
-        run = tokens.values[places[0] : tokens.starts[blocks.stop]].copy()
+    grid = make_grid(header)  # each MCU is a tile
+    tokens = read_tokens(data, header, grid)
+    left, right = _reach(box[0], box[2], grid.margin_x, header.width, grid.mcu_width)
+    top, bottom = _reach(box[1], box[3], grid.margin_y, header.height, grid.mcu_height)
+    columns = -(-(right - left) // grid.mcu_width)
+    first = left // grid.mcu_width
+    rows = range(top // grid.mcu_height, -(-bottom // grid.mcu_height))
+    runs, before = [], np.zeros(len(header.components), np.int64)
+    for begin in (row * grid.columns + first for row in rows):
+        run = tokens.values[tokens.starts[begin] : tokens.starts[begin + columns]].copy()
+        blocks = np.flatnonzero(run >> 24 & 1 == 0)  # their first tokens, which are of a DC table
         for component, step in enumerate(tokens.predictions[begin] - before):
-            at = places[layout.slots.index(component)] - places[0]
+            at = blocks[grid.slots.index(component)]
             run[at] = _add_to_dc(int(run[at]), int(step))
         before = tokens.predictions[min(begin + columns, len(tokens.predictions) - 1)]
-        starts.append(places - places[0] + sum(map(len, runs)))
         runs.append(run)
     values = np.concatenate(runs)
-    ends = np.array([values.size])
-    histogram = np.bincount(values >> 16, minlength=1024)
-    kept = Tokens(values, np.concatenate([*starts, ends]), histogram, np.zeros((1, before.size), np.int64))
-    written = write_jpeg(
-        replace(header, width=right - left, height=bottom - top),
-        layout._replace(columns=columns, rows=len(rows), tile_mcus=columns),
-        kept,
+    kept = Tokens(
+        values,
+        np.cumsum([0, *map(len, runs)]),
+        np.bincount(values >> 16, minlength=1024),
+        np.zeros((1, before.size), np.int64),
     )
+    written = write_jpeg(replace(header, width=right - left, height=bottom - top), kept)
     return written.head + written.body, box[0] - left, box[1] - top
 
 

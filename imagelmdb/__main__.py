@@ -10,17 +10,19 @@ mistyped option answer at once.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from imagelmdb.command_line import Parser
-from imagelmdb.errors import EXIT_DAMAGED, EXIT_UNFINISHED, UserError, run_command
+from imagelmdb.errors import EXIT_DAMAGED, EXIT_UNFINISHED, UserError, printable, run_command
 
 if TYPE_CHECKING:
     from imagelmdb.store.convert import Report
 
-CONVERT_EXAMPLES = """\
+EXAMPLES = """\
 examples:
   %(prog)s --dataset /imagenet/train -o train-lmdb/
   %(prog)s --dataset ILSVRC2012_img_train.tar -o train-lmdb/
@@ -35,6 +37,9 @@ or killed, or the disk was full, run the same command again: it continues where 
 exit codes: 0 finished; 2 wrong use, or no image at all; 3 unfinished, because some files are not images (they
 are listed in errors.jsonl; --skip-bad finishes without them); 4 disk full
 """
+
+
+MAX_PIXELS_HELP = "refuse larger images (default: 178956970, as Pillow)"
 
 
 def main() -> int:
@@ -60,116 +65,89 @@ def make_parser() -> Parser:
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    description = "Convert image classification data into an LMDB store."
-    convert = commands.add_parser(
-        "convert",
-        help="convert images into a store",
-        description=description,
-        epilog=CONVERT_EXAMPLES,
-    )
-    add_convert_options(convert)
+    def add_command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> Callable:
+        """Returns the function that adds an option to it."""
+        command = commands.add_parser(name, help=help)
+        command.set_defaults(run=run)
+        return command.add_argument
+
+    convert = commands.add_parser("convert", help="convert images into a store")
     convert.set_defaults(run=run_convert)
+    add_convert_options(convert)
 
-    info = commands.add_parser("info", help="show count, classes, bytes, encoding, shards, digest")
-    info.add_argument("store", metavar="STORE", help="a directory, a file, or a folder of shards")
-    info.add_argument("--json", action="store_true", help="print one JSON object")
-    info.set_defaults(run=run_info)
+    add = add_command("info", run_info, "show count, classes, bytes, encoding, shards, digest")
+    add("store", metavar="STORE", help="a directory, a file, or a folder of shards")
+    add("--json", action="store_true", help="print one JSON object")
 
-    verify = commands.add_parser(
-        "verify", help="check every byte and decode every record; exit code 1 if any is damaged"
-    )
-    verify.add_argument("store", metavar="STORE")
-    verify.add_argument("--quick", action="store_true", help="check the structure and 1000 records only")
-    verify.add_argument("--workers", type=int, metavar="N", help="threads (default: one per core)")
-    verify.set_defaults(run=run_verify)
+    text = "check every byte and decode every record; exit code 1 if any is damaged"
+    add = add_command("verify", run_verify, text)
+    add("store", metavar="STORE")
+    add("--quick", action="store_true", help="check the structure and 1000 records only")
+    add("--max-pixels", type=int, metavar="N", help=MAX_PIXELS_HELP)
+    add("--workers", type=int, metavar="N", help="threads (default: one per core)")
 
-    view = commands.add_parser("view", help="draw a contact sheet with labels")
-    view.add_argument("store", metavar="STORE")
-    view.add_argument(
-        "-o", "--output", default="sheet.png", metavar="FILE", help="the picture (default: sheet.png)"
-    )
-    view.add_argument(
-        "--index", type=int, nargs="+", metavar="N", help="records to show (default: 40, evenly spread)"
-    )
-    view.set_defaults(run=run_view)
+    add = add_command("view", run_view, "draw a contact sheet with labels")
+    add("store", metavar="STORE")
+    add("-o", "--output", default="sheet.png", metavar="FILE", help="the picture (default: sheet.png)")
+    add("--index", type=int, nargs="+", metavar="N", help="records to show (default: 40, evenly spread)")
 
-    export = commands.add_parser("export", help="write the images back to class folders")
-    export.add_argument("store", metavar="STORE")
-    export.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the folder to write")
-    export.set_defaults(run=run_export)
+    add = add_command("export", run_export, "write the images back to class folders")
+    add("store", metavar="STORE")
+    add("-o", "--output", required=True, metavar="FOLDER", help="the folder to write")
 
-    bench = commands.add_parser("bench", help="time a folder of images against its store, side by side")
-    bench.add_argument("--folder", required=True, metavar="FOLDER", help="the folder of class folders")
-    bench.add_argument("--lmdb", required=True, metavar="STORE", help="the store made from it")
-    bench.add_argument("--epochs", type=int, default=3, metavar="N", help="epochs of each (default: 3)")
-    bench.add_argument("--train", action="store_true", help="train a ResNet-18 on the batches as well")
-    bench.add_argument("--batch-size", type=int, default=64, metavar="N", help="images (default: 64)")
-    bench.add_argument("--size", type=int, default=224, metavar="PX", help="of the crops (default: 224)")
-    bench.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="processes of each loader (default: 2)"
-    )
-    bench.add_argument(
-        "-o", "--output", default="bench.svg", metavar="FILE", help="the chart (default: bench.svg)"
-    )
-    bench.set_defaults(run=run_bench)
+    add = add_command("bench", run_bench, "time a folder of images against its store, side by side")
+    add("--folder", required=True, metavar="FOLDER", help="the folder of class folders")
+    add("--lmdb", required=True, metavar="STORE", help="the store made from it")
+    add("--epochs", type=int, default=3, metavar="N", help="epochs of each (default: 3)")
+    add("--train", action="store_true", help="train a ResNet-18 on the batches as well")
+    add("--batch-size", type=int, default=64, metavar="N", help="images (default: 64)")
+    add("--size", type=int, default=224, metavar="PX", help="of the crops (default: 224)")
+    add("--workers", type=int, default=2, metavar="N", help="processes of each loader (default: 2)")
+    add("-o", "--output", default="bench.svg", metavar="FILE", help="the chart (default: bench.svg)")
     return parser
 
 
 def add_convert_options(parser: Parser) -> None:
-    """The options of `imagelmdb convert` and of folder2lmdb.py."""
-    add = parser.add_argument
-    group = "what to convert, and where to (either --dataset and -o, or -f and -s)"
+    """The options and the help of `imagelmdb convert` and of folder2lmdb.py."""
+    parser.description, parser.epilog = "Convert image classification data into an LMDB store.", EXAMPLES
+    title = "what to convert, and where to (either --dataset and -o, or -f and -s)"
+    add = functools.partial(parser.add_argument, group=title)
     add(
         "--dataset",
-        group=group,
         metavar="PATH",
         help="a folder of class folders, an official ImageNet tar, a list file with a line `path label` per "
         "image, WebDataset shards, parquet files, or another store",
     )
-    add("-o", "--output", group=group, metavar="STORE", help="the store to write")
-    add("-f", "--folder", "--from-dir", group=group, metavar="ROOT", help="the folder that has the split")
-    add("-s", "--split", group=group, metavar="NAME", help="convert ROOT/NAME into NAME.lmdb")
-    add("--to-dir", group=group, metavar="DIR", help="the folder for NAME.lmdb (default: ROOT)")
-    add(
-        "--devkit",
-        group=group,
-        metavar="TAR",
-        help="ILSVRC2012_devkit_t12.tar.gz, which has the labels of ImageNet's validation images",
-    )
+    add("-o", "--output", metavar="STORE", help="the store to write")
+    add("-f", "--folder", "--from-dir", metavar="ROOT", help="the folder that has the split")
+    add("-s", "--split", metavar="NAME", help="convert ROOT/NAME into NAME.lmdb")
+    add("--to-dir", metavar="DIR", help="the folder for NAME.lmdb (default: ROOT)")
+    text = "ILSVRC2012_devkit_t12.tar.gz, which has the labels of ImageNet's validation images"
+    add("--devkit", metavar="TAR", help=text)
 
-    group = "how images are stored (default: JPEG, losslessly tiled)"
+    title = "how images are stored (default: JPEG, losslessly tiled)"
+    add = functools.partial(parser.add_argument, group=title)
     add(
         "--encoding",
         "--save-as",
-        group=group,
         choices=("jpeg", "raw", "numpy"),
-        help="jpeg; or raw pixels, about 5 times the size and fastest to read (numpy means raw). "
+        help="jpeg; or raw pixels, about 5 times the size and fastest to read (numpy means raw; "
+        "fast-pytorch-loader's raw, the files' own bytes, is --no-tile here). "
         "Default: jpeg, but raw if the source is a store of raw pixels",
     )
-    add("--max-size", group=group, type=int, metavar="PX", help="shrink images to this longest side")
-    add("--quality", group=group, type=int, metavar="Q", help="re-encode all images as JPEGs of this quality")
-    add(
-        "--no-tile",
-        group=group,
-        action="store_true",
-        help="keep each file's bytes as they are, and check only its headers and its end",
-    )
-    add("--shards", group=group, type=int, default=1, metavar="N", help="write a directory of N LMDBs")
-    add("--shuffle", group=group, action="store_true", help="mix the classes on disk")
-    add("--seed", group=group, type=int, default=0, metavar="N", help="seed of --shuffle (default: 0)")
+    add("--max-size", type=int, metavar="PX", help="shrink images to this longest side")
+    add("--quality", type=int, metavar="Q", help="re-encode all images as JPEGs of this quality")
+    text = "keep each sound JPEG's bytes as they are"
+    add("--no-tile", action="store_true", help=text)
+    add("--shards", type=int, default=1, metavar="N", help="write a directory of N LMDBs")
+    add("--shuffle", action="store_true", help="mix the classes on disk")
+    add("--seed", type=int, default=0, metavar="N", help="seed of --shuffle (default: 0)")
 
-    group = "the run"
-    add(
-        "-p",
-        "--workers",
-        "--procs",
-        group=group,
-        type=int,
-        metavar="N",
-        help="threads (default: one per core)",
-    )
-    add("--skip-bad", group=group, action="store_true", help="leave out the files that are not images")
-    add("--force", group=group, action="store_true", help="replace an existing store")
+    add = functools.partial(parser.add_argument, group="the run")
+    add("-p", "--workers", "--procs", type=int, metavar="N", help="threads (default: one per core)")
+    add("--skip-bad", action="store_true", help="leave out the files that are not images")
+    add("--max-pixels", type=int, metavar="N", help=MAX_PIXELS_HELP)
+    add("--force", action="store_true", help="replace an existing store")
 
 
 def run_convert(options: argparse.Namespace) -> int:
@@ -180,23 +158,15 @@ def run_convert(options: argparse.Namespace) -> int:
     from imagelmdb.store.sources import open_source
 
     if sys.stderr and sys.stderr.isatty():  # it takes half a minute for ImageNet's tars
-        print(f"listing {dataset} ...", file=sys.stderr)
+        say(f"listing {dataset} ...", sys.stderr)
     source = open_source(dataset, devkit=options.devkit)
-    encoding = options.encoding or getattr(source, "encoding", "jpeg")
-    report = convert(
-        source,
-        output,
-        how=Encoding(
-            "raw" if encoding == "numpy" else encoding, not options.no_tile, options.max_size, options.quality
-        ),
-        workers=options.workers,
-        shards=options.shards,
-        shuffle=options.shuffle,
-        seed=options.seed,
-        skip_bad=options.skip_bad,
-        force=options.force,
-        progress=True,
-    )
+    encoding = options.encoding or source.encoding
+    encoding = "raw" if encoding == "numpy" else encoding
+    names = ("workers", "shards", "shuffle", "seed", "skip_bad", "force")
+    settings = {name: getattr(options, name) for name in names}
+    how = Encoding(encoding, not options.no_tile, options.max_size, options.quality)
+    max_pixels = get_max_pixels(options)
+    report = convert(source, output, how=how, max_pixels=max_pixels, progress=True, **settings)
     print_summary(report)
     return 0 if report.complete else EXIT_UNFINISHED
 
@@ -219,29 +189,42 @@ def choose_paths(options: argparse.Namespace) -> tuple[Path, str]:
     raise UserError("say what to convert: --dataset PATH -o STORE, or -f ROOT -s SPLIT")
 
 
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line that may quote names from outside."""
+    print(printable(line), file=file)
+
+
 def print_summary(report: Report) -> None:
     rate = report.converted / max(report.seconds, 1e-9)
     done = f"{report.converted} images in {report.seconds:.1f} s ({rate:.0f} images/s)"
     if report.complete:
-        print(f"{report.path}: {report.count} images, {report.store_bytes / 1e6:.1f} MB; {done}")
-        print(f"digest {report.digest}")
+        say(f"{report.path}: {report.count} images, {report.store_bytes / 1e6:.1f} MB; {done}")
+        say(f"digest {report.digest}")
     else:
-        print(f"{report.path}: {done}")
+        say(f"{report.path}: {done}")
     names: dict[str, list[str]] = {}  # by the reason why
     for name, reason in report.reencoded:
         names.setdefault(reason, []).append(name)
     for reason, some in sorted(names.items(), key=lambda item: -len(item[1])):
         more = ", ..." if len(some) > 5 else ""
-        print(f"re-encoded {len(some)}, {reason}: {', '.join(some[:5])}{more}")
+        say(f"re-encoded {len(some)}, {reason}: {', '.join(some[:5])}{more}")
     if report.bad:
-        print(f"not images: {len(report.bad)}, all listed in {report.errors_file}:", file=sys.stderr)
+        say(f"not images: {len(report.bad)}, all listed in {report.errors_file}:", sys.stderr)
         for item in report.bad[:10]:
-            print(f"  {item.name}: {item.reason}", file=sys.stderr)
+            say(f"  {item.name}: {item.reason}", sys.stderr)
     if not report.complete:
-        print(
-            "The store is unfinished: repair these files and run the same command again, or add --skip-bad.",
-            file=sys.stderr,
-        )
+        way_out = "repair these files and run the same command again, or add --skip-bad."
+        print(f"The store is unfinished: {way_out}", file=sys.stderr)
+
+
+def get_max_pixels(options: argparse.Namespace) -> int:
+    from imagelmdb.store.images import MAX_PIXELS
+
+    if options.max_pixels is None:
+        return MAX_PIXELS
+    if options.max_pixels < 1:
+        raise UserError(f"--max-pixels {options.max_pixels}: at least 1")
+    return options.max_pixels
 
 
 def run_info(options: argparse.Namespace) -> int:
@@ -256,7 +239,7 @@ def run_info(options: argparse.Namespace) -> int:
     if classes := facts.pop("classes", None):
         facts["classes"] = f"{len(classes)}: {', '.join(classes[:4])}{', ...' if len(classes) > 4 else ''}"
     for name, value in facts.items():
-        print(f"{name:12} {value}")
+        say(f"{name:12} {value}")
     return 0
 
 
@@ -264,30 +247,29 @@ def run_verify(options: argparse.Namespace) -> int:
     from imagelmdb.store.reader import LMDBStore
     from imagelmdb.store.verify import QUICK_RECORDS, verify
 
-    problems = verify(options.store, quick=options.quick, workers=options.workers, progress=True)
+    settings = {"quick": options.quick, "workers": options.workers}
+    problems = verify(options.store, max_pixels=get_max_pixels(options), progress=True, **settings)
     for problem in problems:
-        print(problem)
+        say(problem)
     if problems:
-        print(f"{options.store}: {len(problems)} problems", file=sys.stderr)
+        say(f"{options.store}: {len(problems)} problems", sys.stderr)
         return EXIT_DAMAGED
     count = len(LMDBStore(options.store))
-    if options.quick and count > QUICK_RECORDS:
-        print(f"{options.store}: {QUICK_RECORDS} of {count} records checked, all intact")
-    else:
-        print(f"{options.store}: {count} records, all intact")
+    part = f"{QUICK_RECORDS} of " if options.quick and count > QUICK_RECORDS else ""
+    say(f"{options.store}: {part}{count} records{' checked' if part else ''}, all intact")
     return 0
 
 
 def run_view(options: argparse.Namespace) -> int:
+    from imagelmdb.store.export import draw_sheet
     from imagelmdb.store.reader import LMDBStore
-    from imagelmdb.store.sheet import draw_sheet
 
     sheet = draw_sheet(LMDBStore(options.store), options.index)
     try:
         sheet.save(options.output)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {options.output}: {error}") from error
-    print(options.output)
+    say(options.output)
     return 0
 
 
@@ -296,7 +278,7 @@ def run_export(options: argparse.Namespace) -> int:
     from imagelmdb.store.reader import LMDBStore
 
     count = export(LMDBStore(options.store), options.output, progress=True)
-    print(f"{Path(options.output)}: {count} images")
+    say(f"{Path(options.output)}: {count} images")
     return 0
 
 
@@ -306,18 +288,12 @@ def run_bench(options: argparse.Namespace) -> int:
 
     from imagelmdb.bench import compare, draw_chart, print_timings
 
-    timings = compare(
-        options.folder,
-        options.lmdb,
-        epochs=options.epochs,
-        train=options.train,
-        batch_size=options.batch_size,
-        size=options.size,
-        workers=options.workers,
-    )
+    names = ("epochs", "train", "batch_size", "size", "workers")
+    settings = {name: getattr(options, name) for name in names}
+    timings = compare(options.folder, options.lmdb, **settings)
     print_timings(timings)
     draw_chart(timings, options.output)
-    print(options.output)
+    say(options.output)
     return 0
 
 

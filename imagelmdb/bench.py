@@ -7,34 +7,46 @@ whole step.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-from imagelmdb.data.augment import MEAN, STD
+from imagelmdb.data import Batch
+from imagelmdb.data.augment import MEAN, STD, BatchAugment
 from imagelmdb.data.datasets import ImageFolderLMDB
 from imagelmdb.data.loader import make_train_loader
 from imagelmdb.errors import UserError
 
-Epoch = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
-
-class Timing(NamedTuple):
-    """One way's totals over all measured epochs."""
+@dataclass
+class Timing:
+    """One way to the batches, and its totals over all measured epochs."""
 
     name: str
-    images: int
-    steps: int
-    data_seconds: float
-    batch_seconds: float
+    batches: Callable[[], Iterator[Batch]]  # an epoch
+    images: int = 0
+    steps: int = 0
+    data_seconds: float = 0.0
+    batch_seconds: float = 0.0
+
+    def time_epoch(self, step: Callable[[Tensor, Tensor], None]) -> None:
+        started = asked = time.perf_counter()
+        for inputs, labels in self.batches():
+            self.data_seconds += time.perf_counter() - asked
+            step(inputs, labels)
+            self.images, self.steps = self.images + len(labels), self.steps + 1
+            asked = time.perf_counter()
+        self.batch_seconds += time.perf_counter() - started
 
     @property
     def images_per_sec(self) -> float:
@@ -52,16 +64,14 @@ def compare(
     workers: int = 2,
 ) -> list[Timing]:
     """Time the three ways in turn, epoch by epoch, so that a slow minute of the machine slows all of them."""
-    loaders = _make_loaders(folder, store, batch_size, size, workers)
+    timings = _open_ways(folder, store, batch_size, size, workers)
     classes = len(ImageFolderLMDB(store).classes)
-    steps = [_make_train_step(classes) if train else lambda inputs, labels: None for _ in loaders]
-    totals = {name: [0, 0, 0.0, 0.0] for name in loaders}
+    steps = [_make_train_step(classes) if train else lambda inputs, labels: None for _ in timings]
     for epoch in range(epochs + 1):
-        for (name, batches), step in zip(loaders.items(), steps, strict=True):
-            measured = _time_epoch(batches, step)
-            if epoch:  # the first epoch also starts the workers and fills the page cache
-                totals[name] = [total + new for total, new in zip(totals[name], measured, strict=True)]
-    return [Timing(name, *total) for name, total in totals.items()]
+        for timing, step in zip(timings, steps, strict=True):
+            # The first epoch also starts the workers and fills the page cache, so it does not count.
+            (timing if epoch else replace(timing)).time_epoch(step)
+    return timings
 
 
 def print_timings(timings: list[Timing]) -> None:
@@ -76,39 +86,30 @@ def print_timings(timings: list[Timing]) -> None:
 
 def draw_chart(timings: list[Timing], path: str | Path) -> None:
     """Write an SVG file with a bar for each way: its data time, and the rest of the step."""
-    longest = max(timing.batch_seconds / timing.steps for timing in timings)
-    parts = []
+    scale = 460 / max(timing.batch_seconds / timing.steps for timing in timings)  # px a second
+    parts = ['<text x="20" y="22" fill="#555">dark: waiting for data; light: the rest of the step</text>']
     for row, timing in enumerate(timings):
-        top, scale = 46 + 64 * row, 460 / longest
-        data = timing.data_seconds / timing.steps * scale
-        batch = timing.batch_seconds / timing.steps * scale
-        label = f"{timing.name}: {timing.images_per_sec:.0f} images/s"
-        parts.append(f'<text x="20" y="{top}">{escape(label)}</text>')
-        parts.append(f'<rect x="20" y="{top + 8}" width="{batch:.1f}" height="22" fill="#9ec5e8"/>')
-        parts.append(f'<rect x="20" y="{top + 8}" width="{data:.1f}" height="22" fill="#1f6fb2"/>')
-        milliseconds = 1e3 * timing.batch_seconds / timing.steps
-        parts.append(f'<text x="{26 + batch:.1f}" y="{top + 24}">{milliseconds:.0f} ms a step</text>')
-    height = 64 * len(timings) + 40
-    legend = "dark: waiting for data; light: the rest of the step"
+        top, batch_seconds = 46 + 64 * row, timing.batch_seconds / timing.steps
+        label = escape(f"{timing.name}: {timing.images_per_sec:.0f} images/s")
+        parts.append(f'<text x="20" y="{top}">{label}</text>')
+        for seconds, colour in ((batch_seconds, "#9ec5e8"), (timing.data_seconds / timing.steps, "#1f6fb2")):
+            bar = f'width="{seconds * scale:.1f}" height="22" fill="{colour}"'
+            parts.append(f'<rect x="20" y="{top + 8}" {bar}/>')
+        end, milliseconds = 26 + batch_seconds * scale, 1e3 * batch_seconds
+        parts.append(f'<text x="{end:.1f}" y="{top + 24}">{milliseconds:.0f} ms a step</text>')
     Path(path).write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="620" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="620" height="{64 * len(timings) + 40}" '
         'font-family="sans-serif" font-size="14"><rect width="100%" height="100%" fill="white"/>'
-        f'<text x="20" y="22" fill="#555">{legend}</text>{"".join(parts)}</svg>\n'
+        f"{''.join(parts)}</svg>\n"
     )
 
 
-def _make_loaders(
+def _open_ways(
     folder: str | Path, store: str | Path, batch_size: int, size: int, workers: int
-) -> dict[str, Epoch]:
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
-        ]
-    )
+) -> list[Timing]:
+    crop = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+    normalize = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    transform = v2.Compose(crop + normalize)
     try:
         files = ImageFolder(folder, transform)
     except OSError as error:
@@ -116,47 +117,28 @@ def _make_loaders(
     records = ImageFolderLMDB(store, transform)
     if len(files) != len(records):
         raise UserError(f"{folder} has {len(files)} images and {store} has {len(records)}: not the same data")
-    if len(files) < batch_size:
-        raise UserError(
-            f"{len(files)} images do not fill a batch of {batch_size}: choose a smaller --batch-size"
-        )
     loader = make_train_loader(store, batch_size=batch_size, size=size, workers=workers, lmdb=True)
-    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (MEAN, STD))
-    epochs = iter(range(10**9))
+    augment = BatchAugment(classes=len(loader.classes), device=torch.device("cpu"))
+    epochs = itertools.count()
 
-    def read_tiles() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def read_tiles() -> Iterator[Batch]:
         for images, labels in loader.epoch(next(epochs)):
-            yield images.float().sub_(mean).div_(std), labels
+            yield augment.normalize(images), labels
 
-    def read_dataset(dataset: ImageFolder | ImageFolderLMDB) -> Epoch:
-        options = {"shuffle": True, "drop_last": True, "persistent_workers": workers > 0}
-        batches = DataLoader(dataset, batch_size, num_workers=workers, **options)
-        return lambda: iter(batches)
-
-    return {
-        "ImageFolder": read_dataset(files),
-        "ImageFolderLMDB, same transforms": read_dataset(records),
-        "store, main.py's loader": read_tiles,
-    }
+    options = {"shuffle": True, "drop_last": True, "persistent_workers": workers > 0, "num_workers": workers}
+    return [
+        Timing("ImageFolder", DataLoader(files, batch_size, **options).__iter__),
+        Timing("ImageFolderLMDB, same transforms", DataLoader(records, batch_size, **options).__iter__),
+        Timing("store, main.py's loader", read_tiles),
+    ]
 
 
-def _time_epoch(batches: Epoch, step: Callable) -> tuple[int, int, float, float]:
-    images, steps, waited = 0, 0, 0.0
-    started = asked = time.perf_counter()
-    for inputs, labels in batches():
-        waited += time.perf_counter() - asked
-        step(inputs, labels)
-        images, steps = images + len(labels), steps + 1
-        asked = time.perf_counter()
-    return images, steps, waited, time.perf_counter() - started
-
-
-def _make_train_step(classes: int) -> Callable[[torch.Tensor, torch.Tensor], None]:
+def _make_train_step(classes: int) -> Callable[[Tensor, Tensor], None]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = resnet18(num_classes=classes).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
 
-    def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
+    def step(inputs: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
         outputs = model(inputs.to(device, non_blocking=True))
         torch.nn.functional.cross_entropy(outputs, labels.to(device, non_blocking=True)).backward()

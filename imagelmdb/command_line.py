@@ -19,6 +19,7 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from imagelmdb import __version__
@@ -86,12 +87,9 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names: str, group: str = "", **settings: Any) -> argparse.Action:
         """group: the title under which --help lists it."""
-        if not group:
-            action = super().add_argument(*names, **settings)
-        else:
-            if group not in self._titled:
-                self._titled[group] = self.add_argument_group(group)
-            action = self._titled[group].add_argument(*names, **settings)
+        if group and group not in self._titled:
+            self._titled[group] = self.add_argument_group(group)
+        action = self._titled.get(group, super()).add_argument(*names, **settings)
         self.flags += action.option_strings
         return action
 
@@ -106,8 +104,9 @@ class Parser(argparse.ArgumentParser):
         namespace, rest = super().parse_known_args(words, namespace)
         if rest and rest[0].startswith("-"):
             self._refuse("option", rest[0], self.flags)
-        if rest:
-            self.error(f"unexpected argument {rest[0]}")
+        if rest:  # a path may be the images, so say which options take them
+            hint = nearest("data", self.flags) if "/" in rest[0] or Path(rest[0]).exists() else ""
+            self.error(f"unexpected argument {rest[0]}{hint}")
         return namespace, []
 
     def error(self, message: str) -> Any:
@@ -190,7 +189,7 @@ def _settings(hint: Any) -> dict[str, Any]:
 
 
 def _describe_default(default: Any) -> str:
-    if default is False or default is None or default == "":
+    if default is False or default in (None, ""):
         return ""
     if default is True:
         return " (default: on)"
@@ -210,4 +209,6 @@ def out_of_range(options: Any) -> Iterator[str]:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, (int, float)) and not least <= number <= most:
                 limit = f"below {least}" if number < least else f"above {most:.4g}"
-                yield f"{flag(f.name)} {number:g} is {limit if number == number else 'not a number'}"
+                is_huge = isinstance(number, int) and abs(number) > sys.float_info.max
+                shown = "(a huge number)" if is_huge else f"{number:g}"
+                yield f"{flag(f.name)} {shown} is {limit if number == number else 'not a number'}"

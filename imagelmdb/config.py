@@ -4,19 +4,26 @@
 
 The command line wins over the recipe (--config FILE.yaml), and the recipe over the defaults below. These are
 the defaults of pytorch/examples/imagenet. main.py's --help is made from this dataclass.
+
+A recipe has only the options that differ from its base recipe, or from the defaults:
+
+    base: rn50_90e.yaml   # a path relative to this file
+    epochs: 250
+    mixup: 0.2
 """
 
 import argparse
+import contextlib
 import dataclasses
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from imagelmdb.command_line import Parser, add_options, flag, option, out_of_range
-from imagelmdb.errors import UserError
+from imagelmdb.command_line import Parser, add_options, flag, nearest, option, out_of_range
+from imagelmdb.errors import DAMAGE, UserError, describe
 from imagelmdb.parallel import count_loader_workers
-from imagelmdb.recipe import load_recipe
 
 # Options about one launch, not about the run: a run's saved config leaves them out.
 LAUNCH_KEYS = ("config", "resume", "evaluate", "export", "profile", "rank", "gpu")
@@ -35,16 +42,10 @@ class Config:
     evaluate: bool = option(False, "evaluate and exit", "-e")
     dummy: bool = option(False, "train on random images made on the device, to time the model alone")
     dummy_images: int = option(1_281_167, "images in an epoch of --dummy", least=1)
-    print_freq: int = option(
-        10, "steps between progress lines; each line waits for the device", "-p", least=1
-    )
-    checkpoint_steps: int = option(
-        0, "save a checkpoint every N steps; 0: never. The end of an epoch always saves one"
-    )
+    print_freq: int = option(10, "steps between progress lines; each waits for the device", "-p", least=1)
+    checkpoint_steps: int = option(0, "save a checkpoint every N steps; 0: never. Each epoch ends with one")
     checkpoint_minutes: float = option(30.0, "save a checkpoint every X minutes; 0: never")
-    keep_checkpoints: int = option(
-        1, "keep the checkpoints of the last N epochs, besides last.pt and best.pt"
-    )
+    keep_checkpoints: int = option(1, "keep the checkpoints of the last N epochs besides last.pt and best.pt")
     tensorboard: bool = option(False, "write TensorBoard events into the run's folder")
     wandb: bool = option(False, "log to Weights & Biases")
     profile: int = option(0, "write a torch profiler trace of N steps into the run's folder; 0: none")
@@ -56,6 +57,9 @@ class Config:
     workers: int | None = option(
         None, "loader processes per rank (default: 4, or the number of cores if that is smaller)", "-j"
     )
+    worker_timeout: float = option(
+        300.0, "seconds after which a loader process that does not answer ends the run; 0: never"
+    )
     decode: Literal["auto", "tiles", "libjpeg", "pillow", "gpu", "cpu"] = option(
         "auto",
         "what decodes JPEGs. auto, or cpu: tiles, our own decoder, or libjpeg where it cannot be; pillow: as "
@@ -66,25 +70,19 @@ class Config:
         "full: all images in random order; block: random blocks of neighbouring images; local: each node "
         "reads the shards on its own disk. block and local suit stores larger than memory",
     )
-    prefetch_pages: bool = option(
-        False, "ask the disk early for the images to come; for stores larger than memory"
+    prefetch_pages: bool = option(False, "ask the disk early for images; for stores larger than memory")
+    check: Literal["once", "always", "off"] = option(
+        "once",
+        "when a record is compared with its checksum: when the run first reads it, at each read, or never",
     )
-    dct_scale: bool = option(
-        False,
-        "decode large crops at 1/2, 1/4 or 1/8 size: faster, but not the pixels of the published recipes",
-    )
-    repeats: int = option(
-        1, "repeated augmentation: each image is in N batches in a row, with another crop in each", least=1
-    )
+    dct_scale: bool = option(False, "decode large crops at 1/2, 1/4 or 1/8 size: faster, but other pixels")
+    max_pixels: int | None = option(None, "refuse larger images (default: 178956970, as Pillow)", least=1)
+    repeats: int = option(1, "repeated augmentation: N crops of each image in a row", least=1)
 
     train_size: int = option(224, "training crop, px", group="resolution", least=1)
     val_size: int = option(224, "validation crop, px", least=1)
-    val_resize: int = option(
-        0, "resize the shorter side to this before the validation crop, px; 0: --val-size / --crop-ratio"
-    )
-    crop_ratio: float = option(
-        0.875, "the validation crop as a share of the resized shorter side", least=0.1, most=1
-    )
+    val_resize: int = option(0, "shorter side before the validation crop, px; 0: --val-size / --crop-ratio")
+    crop_ratio: float = option(0.875, "validation crop / resized shorter side", least=0.1, most=1)
     flip_tta: bool = option(False, "evaluate each image and its mirror image, and add the two outputs")
     start_size: int = option(0, "progressive resizing: training crop of the first epochs, px; 0: off")
     grow_from: float = option(0.0, "share of the run after which the crop grows from start-size", most=1)
@@ -92,16 +90,11 @@ class Config:
     size_step: int = option(32, "the crop grows in multiples of this, px", least=1)
 
     scale: tuple[float, float] = option(
-        (0.08, 1.0),
-        "area of the random crop, as a share of the image: least and most",
-        group="augmentation",
-        most=1,
+        (0.08, 1.0), "share of the image in the random crop: least and most", group="augmentation", most=1
     )
     ratio: tuple[float, float] = option((3 / 4, 4 / 3), "width / height of the random crop: least and most")
     hflip: float = option(0.5, "probability of a horizontal flip", most=1)
-    auto_augment: str = option(
-        "", "ta_wide or ra (torchvision's), or a timm policy such as rand-m7-mstd0.5-inc1"
-    )
+    auto_augment: str = option("", "ta_wide or ra (torchvision's), or timm's, such as rand-m7-mstd0.5-inc1")
     random_erase: float = option(0.0, "probability of erasing a random box of an image", most=1)
     mixup: float = option(0.0, "mixup alpha; 0: off. If cutmix is on too, each step uses one of the two")
     cutmix: float = option(0.0, "cutmix alpha; 0: off")
@@ -111,9 +104,7 @@ class Config:
     zero_init: bool = option(False, "start the last BatchNorm of each residual block at gamma 0")
     blurpool: bool = option(False, "blur before each strided convolution of 16 channels or more")
     blurpool_maxpool: bool = option(False, "with blurpool: blur after max pooling as well")
-    drop_path: float = option(
-        0.0, "stochastic depth: the probability of skipping the last block (timm models)", most=1
-    )
+    drop_path: float = option(0.0, "stochastic depth: probability of skipping the last block (timm)", most=1)
     prior_bias: bool = option(False, "start the bias of the last layer at -log(classes); for --loss bce")
     sync_bn: bool = option(False, "compute BatchNorm statistics over all ranks")
     ema_decay: float = option(0.0, "average the weights, with this decay at each update; 0: off", most=1)
@@ -121,40 +112,28 @@ class Config:
 
     epochs: int = option(90, "epochs of the whole run", group="optimisation", least=1)
     batch_size: int = option(256, "global batch: the images of one step over ALL ranks", "-b", least=1)
-    accumulate: int = option(
-        1, "split a rank's share of the batch into N parts, one after the other, to save memory", least=1
-    )
-    optimizer: Literal["sgd", "sgdw", "adamw", "lamb", "lars"] = option(
-        "sgd", "lamb, lars and sgdw are timm's"
-    )
+    accumulate: int = option(1, "to save memory, do a rank's share of the batch in N parts", least=1)
+    optimizer: Literal["sgd", "sgdw", "adamw", "lamb", "lars"] = option("sgd", "lamb, lars, sgdw are timm's")
     lr: float = option(0.1, "peak learning rate for the global batch; it is used as given, never scaled")
     momentum: float = option(0.9, "for sgd, sgdw and lars")
     nesterov: bool = option(False, "Nesterov momentum, for sgd, sgdw and lars")
     betas: tuple[float, float] = option((0.9, 0.999), "for adamw and lamb", most=1)
     eps: float = option(1e-8, "for adamw, lamb and lars")
     trust_coefficient: float = option(1e-3, "eta of lars")
-    weight_decay: float = option(
-        1e-4, "weight decay: decoupled in sgdw and adamw, added to the gradient otherwise", "--wd"
-    )
+    weight_decay: float = option(1e-4, "decoupled in sgdw and adamw, else added to the gradient", "--wd")
     wd_skip: Literal["none", "norm", "norm+bias"] = option("none", "parameters without weight decay")
     clip_grad: float = option(0.0, "clip the gradient to this norm; 0: off")
     loss: Literal["ce", "bce"] = option("ce", "ce: softmax cross entropy; bce: one sigmoid per class")
     label_smoothing: float = option(0.0, "share of the target that is spread over all classes", most=1)
-    bce_threshold: float = option(
-        0.0, "bce: targets above this become 1, the others 0; 0: leave the targets as they are", most=1
-    )
+    bce_threshold: float = option(0.0, "bce: targets above this become 1, others 0; 0: leave them", most=1)
     bce_sum: bool = option(False, "bce: sum over the classes instead of their mean")
 
     schedule: Literal["step", "cosine", "linear", "triangular", "poly"] = option(
-        "step",
-        "how the learning rate falls after the warm-up; it is set at every step",
-        group="learning rate",
+        "step", "how the learning rate falls after the warm-up; set at every step", group="learning rate"
     )
     warmup_epochs: float = option(0.0, "epochs in which the learning rate rises linearly to its peak")
     warmup_start: float = option(0.0, "learning rate at the first step, as a share of the peak", most=1)
-    lr_end: float = option(
-        0.0, "cosine, linear, triangular, poly: last learning rate, as a share of the peak", most=1
-    )
+    lr_end: float = option(0.0, "all but step: last learning rate, as a share of the peak", most=1)
     lr_step_epochs: int = option(30, "step: epochs between two drops", least=1)
     lr_step_factor: float = option(0.1, "step: each drop multiplies the learning rate by this")
     lr_power: float = option(2.0, "poly: the exponent")
@@ -168,15 +147,9 @@ class Config:
     gpu: int | None = option(None, "use this GPU only (default: the local rank's)", group="distributed")
     dist_backend: Literal["auto", "nccl", "gloo"] = option("auto", "auto: nccl on GPUs, gloo on CPUs")
     dist_url: str = option("env://", "where the ranks meet; env:// under torchrun")
-    multiprocessing_distributed: bool = option(
-        False, "start one process per GPU of this node; not with torchrun"
-    )
-    world_size: int = option(
-        -1, "number of nodes with --multiprocessing-distributed, of processes otherwise", least=-1
-    )
-    rank: int = option(
-        -1, "this node's number with --multiprocessing-distributed, else this process's", least=-1
-    )
+    multiprocessing_distributed: bool = option(False, "start a process for each GPU; not with torchrun")
+    world_size: int = option(-1, "nodes with --multiprocessing-distributed, else processes", least=-1)
+    rank: int = option(-1, "node's number with --multiprocessing-distributed, else process's", least=-1)
 
     def __post_init__(self) -> None:
         for problem in out_of_range(self):
@@ -193,7 +166,6 @@ class Config:
 
     @property
     def loader_workers(self) -> int:
-        """Loader processes per rank."""
         return count_loader_workers(self.workers)
 
     @property
@@ -204,11 +176,10 @@ class Config:
 
 def _impossible(c: Config) -> dict[str, bool]:
     """Combinations of options that make no sense: the message -> is it so here?"""
+    for_bce = bool(c.bce_threshold or c.bce_sum or c.prior_bias)
     return {
         f"--warmup-epochs {c.warmup_epochs:g} fills --epochs {c.epochs}": c.warmup_epochs >= c.epochs,
-        "--schedule triangular needs --warmup-epochs, its rising side": (
-            c.schedule == "triangular" and not c.warmup_epochs
-        ),
+        "--schedule triangular needs --warmup-epochs": c.schedule == "triangular" and not c.warmup_epochs,
         f"--val-resize {c.val_resize} is smaller than --val-size {c.val_size}": 0 < c.val_resize < c.val_size,
         f"--start-size {c.start_size} is above --train-size {c.train_size}": c.start_size > c.train_size,
         "--start-size needs --grow-until above --grow-from": c.start_size > 0 and c.grow_until <= c.grow_from,
@@ -216,9 +187,7 @@ def _impossible(c: Config) -> dict[str, bool]:
         f"--scale {c.scale}: the first number is above the second": c.scale[0] > c.scale[1],
         f"--ratio {c.ratio}: the first number is above the second": c.ratio[0] > c.ratio[1],
         "--nesterov needs --momentum above 0": c.nesterov and not c.momentum,
-        "--bce-threshold, --bce-sum and --prior-bias need --loss bce": (
-            c.loss != "bce" and bool(c.bce_threshold or c.bce_sum or c.prior_bias)
-        ),
+        "--bce-threshold, --bce-sum and --prior-bias need --loss bce": c.loss != "bce" and for_bce,
         "--blurpool-maxpool needs --blurpool": c.blurpool_maxpool and not c.blurpool,
         "--dummy has no images to --evaluate": c.dummy and c.evaluate,
         "--export with --evaluate needs the checkpoint: --resume PATH": (
@@ -241,8 +210,7 @@ def parse_config(argv: Sequence[str] | None = None) -> tuple[Config, frozenset[s
     add_options(parser, Config)
     words = vars(parser.parse_args(argv))
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in words.items()}
-    hints = {key: hint for key, hint in get_type_hints(Config).items() if key != "config"}
-    values = load_recipe(given["config"], hints=hints) if given.get("config") else {}
+    values = load_recipe(given["config"]) if given.get("config") else {}
     config = Config(**values | given)
     if not config.resume:  # a checkpoint may name the images
         check_images(config)
@@ -254,6 +222,73 @@ def check_images(config: Config) -> None:
     for key in () if config.dummy else ("val",) if config.evaluate else ("train", "val"):
         if not getattr(config, key):
             raise UserError(f"{flag(key)} is missing: give a folder of class folders, or a store with --lmdb")
+
+
+def load_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's values on top of those of its base. `derived`: the recipes that led here by their `base`."""
+    path, hints = Path(path), get_type_hints(Config)
+    hints.pop("config")
+    values = _read_yaml(path)
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} has no keys")
+    base = values.pop("base", None)
+    derived = (*derived, path.resolve())
+    if base is not None and (path.parent / str(base)).resolve() in derived:
+        raise UserError(f"--config {path}: base {base} leads back to itself")
+    for key, value in values.items():
+        if key not in hints:
+            hint = nearest(str(key), hints) or "; main.py --help lists them all"
+            raise UserError(f"--config {path}: unknown key {key!r}{hint}")
+        try:
+            values[key] = _convert(value, hints[key])
+        except ValueError as error:
+            raise UserError(f"--config {path}: {key}: {error}") from None
+    if base is None:
+        return values
+    return load_recipe(path.parent / str(base), derived) | values
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml  # 30 ms, which --help and a typo need not wait for
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            """A node. Aliases of anything but single values are refused: nested ones grow exponentially."""
+            if self.check_event(yaml.AliasEvent):
+                name = self.peek_event().anchor
+                if not isinstance(self.anchors.get(name), yaml.ScalarNode):
+                    raise yaml.YAMLError(f"*{name} does not name a single value")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, *DAMAGE) as error:
+        raise UserError(f"--config {path} is not YAML: {describe(error)}") from None
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """The value as the field's type, or ValueError."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        if value is False and "off" in choices:  # what YAML 1.1 makes of the word
+            return "off"
+        if value not in choices:
+            raise ValueError(f"{value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+        return value
+    if get_origin(hint) in (Union, types.UnionType):
+        return None if value is None else _convert(value, choices[0])
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list) or len(value) != len(choices):
+            raise ValueError(f"{value!r} is not a list of {len(choices)}")
+        return tuple(_convert(v, h) for v, h in zip(value, choices, strict=True))
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):  # a str, because YAML 1.1 reads 1e-4 as a word
+            return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{value!r} is not of type {hint.__name__}")
+    return value
 
 
 def save_config(config: Config, path: str | Path) -> None:

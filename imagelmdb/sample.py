@@ -83,9 +83,8 @@ def make_jpeg(
     sizes = list(SIZES)
     width, height = sizes[rng.choice(len(sizes), p=list(SIZES.values()))]
     kind = rng.random()
-    photo = Image.fromarray(
-        make_photo(rng, max(8, round(width * scale)), max(8, round(height * scale)), look)
-    )
+    width, height = (max(8, round(side * scale)) for side in (width, height))
+    photo = Image.fromarray(make_photo(rng, width, height, look))
     if plain or kind < 0.84:
         return _encode(photo, quality=QUALITY, subsampling="4:4:4")
     if kind < 0.95:
@@ -129,26 +128,22 @@ def make_tree(
     partial = root.with_name(root.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
-    jobs = []
-    for label, name in enumerate(class_names(classes)):
-        look = class_look(label, classes)
-        for split, count, first in (
-            ("train", train, label * train),
-            ("val", val, classes * train + label * val),
-        ):
-            folder = partial / split / name
-            folder.mkdir(parents=True)
-            for index in range(first, first + count):
-                stem = f"{name}_{index - first}" if split == "train" else f"sample_val_{index:08d}"
-                jobs.append((folder / f"{stem}.JPEG", index, look))
 
-    def write(job: tuple[Path, int, Look]) -> None:
-        path, index, look = job
+    def write(path: Path, index: int, label: int) -> None:
+        look = class_look(label, classes)
         path.write_bytes(make_jpeg(seed, index, plain=plain, scale=scale, look=look))
 
+    images = []
+    for label, name in enumerate(class_names(classes)):
+        for split in ("train", "val"):
+            (partial / split / name).mkdir(parents=True)
+        for number in range(train):
+            images.append((partial / f"train/{name}/{name}_{number}.JPEG", label * train + number, label))
+        for number in range(classes * train + label * val, classes * train + (label + 1) * val):
+            images.append((partial / f"val/{name}/sample_val_{number:08d}.JPEG", number, label))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy and Pillow release the GIL
-        for _ in pool.map(write, jobs):
-            pass
+        for future in [pool.submit(write, *image) for image in images]:
+            future.result()
     (partial / "sample.json").write_text(json.dumps(settings))
     if root.exists():
         root.rmdir()
@@ -187,9 +182,7 @@ def _make_field(kind: str, angle: float, number: int) -> np.ndarray:
     return ((field - field.mean()) / field.std()).astype(np.float32)
 
 
-def _cut_patch(
-    rng: np.random.Generator, width: int, height: int, kind: str, angle: float = 0.0
-) -> np.ndarray:
+def _cut_patch(rng: np.random.Generator, width: int, height: int, kind: str, angle: float = 0) -> np.ndarray:
     field = _make_field(kind, angle, int(rng.integers(3)))
     top, left = rng.integers(FIELD_PX, size=2)
     rows = np.arange(top, top + height) % FIELD_PX
@@ -202,16 +195,13 @@ def main() -> int:
         prog="python -m imagelmdb.sample",
         description="Make a small data set of generated photos in OUT/train and OUT/val.",
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
-    parser.add_argument("--classes", type=int, default=10, metavar="N", help="classes (default: 10)")
-    parser.add_argument(
-        "--train", type=int, default=100, metavar="N", help="training images per class (default: 100)"
-    )
-    parser.add_argument(
-        "--val", type=int, default=30, metavar="N", help="validation images per class (default: 30)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other photos (default: 0)")
-    parser.add_argument("--plain", action="store_true", help="baseline 4:4:4 JPEGs only")
+    add = parser.add_argument
+    add("out", metavar="OUT", type=Path, help="the folder to write")
+    add("--classes", type=int, default=10, metavar="N", help="classes (default: 10)")
+    add("--train", type=int, default=100, metavar="N", help="training images per class (default: 100)")
+    add("--val", type=int, default=30, metavar="N", help="validation images per class (default: 30)")
+    add("--seed", type=int, default=0, metavar="N", help="other photos (default: 0)")
+    add("--plain", action="store_true", help="baseline 4:4:4 JPEGs only")
     options = parser.parse_args()
     if options.classes < 1 or min(options.train, options.val, options.seed) < 0:
         raise UserError("--classes must be at least 1, and --train, --val and --seed at least 0")
@@ -219,10 +209,10 @@ def main() -> int:
     out = settings.pop("out")
     made = make_tree(out, **settings)
     size = sum(path.stat().st_size for path in out.rglob("*.JPEG"))
+    train, val = options.classes * options.train, options.classes * options.val
     print(
-        f"{'made' if made else 'found'} {out}: {options.classes} classes, "
-        f"{options.classes * options.train} training and {options.classes * options.val} validation images, "
-        f"{size / 1e6:.0f} MB"
+        f"{'made' if made else 'found'} {out}: {options.classes} classes, {train} training and "
+        f"{val} validation images, {size / 1e6:.0f} MB"
     )
     return 0
 

@@ -120,7 +120,7 @@ def draw_photo(photo: Image.Image, crop: Crop, grid: Grid) -> Image.Image:
     for row in range(1, grid.rows):
         y = row * grid.mcu_height * SCALE
         pen.line((0, y, size[0], y), 90)
-    for column in range(1, grid.tiles):
+    for column in range(1, grid.row_tiles):
         x = column * grid.mcu_width * grid.tile_mcus * SCALE
         pen.line((x, 0, x, size[1]), 90)
     shown.paste("white", mask=lines)

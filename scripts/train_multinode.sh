@@ -17,7 +17,7 @@
 # All hosts must share the run's folder (--output). The script adds --resume auto, so a restart, or the same command
 # run again, continues from the last checkpoint. Your own --resume replaces it.
 # If a host has several networks, set NCCL_SOCKET_IFNAME (GPUs) or GLOO_SOCKET_IFNAME (CPUs) to the interface.
-# Environment: the names in brackets, and PYTHON. Exit codes: the same as scripts/train.sh.
+# Environment: the names in brackets, and PYTHON. Exit codes: see imagelmdb/errors.py.
 set -euo pipefail
 
 fail() {

@@ -160,3 +160,45 @@ def _encode(mcus, symbols) -> bytes:
     text = "".join(bits)
     text += "1" * (-len(text) % 8)
     return int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
+
+
+def make_lossless_jpeg(width: int, height: int, seed: int = 0) -> bytes:
+    """A grey JPEG of the lossless mode (SOF3): each sample is predicted by the one to its left."""
+    samples = make_pixels(width, height, seed)[:, :, 0].astype(int)
+    before = np.concatenate([samples[:, :1], samples[:, :-1]], 1)
+    before[1:, 0], before[0, 0] = samples[:-1, 0], 128
+    bits = ""
+    for step in (samples - before).ravel().tolist():
+        size = abs(step).bit_length()
+        bits += f"{size:04b}" + (f"{step if step > 0 else step + (1 << size) - 1:0{size}b}" if size else "")
+    bits += "1" * (-len(bits) % 8)
+    scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    frame = b"\x08" + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\1\1\x11\0"
+    out = b"\xff\xd8" + make_segment(0xC3, frame)
+    out += make_segment(0xC4, b"\0" + bytes((0, 0, 0, 12, *[0] * 12, *range(12))))
+    return out + make_segment(0xDA, b"\1\1\0\1\0\0") + scan + b"\xff\xd9"
+
+
+def make_segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+def insert_before(data: bytes, marker: int, extra: bytes) -> bytes:
+    """Put bytes before the first marker of this kind, or before the last if it is EOI."""
+    code = bytes((0xFF, marker))
+    at = data.rindex(code) if marker == 0xD9 else data.index(code)
+    return data[:at] + extra + data[at:]
+
+
+def remove_segments(data: bytes, marker: int) -> bytes:
+    code = bytes((0xFF, marker))
+    while (at := data.find(code)) >= 0:
+        data = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+    return data
+
+
+def replace_size(data: bytes, old: tuple[int, int], new: tuple[int, int]) -> bytes:
+    """Write another (width, height) into the frame header."""
+    before, after = (b"\x08" + h.to_bytes(2, "big") + w.to_bytes(2, "big") for w, h in (old, new))
+    assert data.count(before) == 1
+    return data.replace(before, after)

@@ -67,7 +67,8 @@ def test_an_option_counts_as_set_in_each_spelling():
         ("--epochs three", "--epochs: invalid int value: 'three'"),
         ("--epochs", "--epochs: expected one argument"),
         ("--amp fp32", "--amp: invalid choice: 'fp32' (choose from "),
-        ("--lmdb yes", "unexpected argument yes"),
+        ("--lmdb yes", "unexpected argument yes (see main.py --help)"),
+        ("/imagenet", "unexpected argument /imagenet: did you mean --train and --val? (see main.py --help)"),
         ("--lmdb=yes", "--lmdb/--no-lmdb: ignored explicit argument 'yes'"),
         ("--batch-size 0", "--batch-size 0 is below 1"),
         ("--label-smoothing 1.5", "--label-smoothing 1.5 is above 1"),
@@ -126,6 +127,11 @@ def test_missing_images_are_one_line():
         ("[1, 2]", "has no keys"),
         ("a: [", "is not YAML"),
         ("config: other.yaml", "unknown key 'config'"),
+        ("epochs: " + "9" * 5000, "is not YAML"),
+        ("lr: 0x" + "f" * 5000, "lr: "),
+        ("a: " + "[" * 5000, "is not YAML"),
+        ("a: 2001-99-99", "is not YAML"),
+        ("a: &a [1]\nb: *a", "*a does not name a single value"),
     ],
 )
 def test_a_mistake_in_a_recipe_names_the_file_and_the_key(tmp_path, text, message):
@@ -134,6 +140,28 @@ def test_a_mistake_in_a_recipe_names_the_file_and_the_key(tmp_path, text, messag
         parse_config(["--config", str(tmp_path / "a.yaml"), *DATA])
     assert message in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_aliases_that_grow_exponentially_are_refused_at_once(tmp_path, merged):
+    lines = ["a0: &a0 {lr: 1}" if merged else "a0: &a0 [x]"]
+    for n in range(1, 40):
+        names = ", ".join([f"*a{n - 1}"] * 9)
+        lines.append(f"a{n}: &a{n} {{<<: [{names}]}}" if merged else f"a{n}: &a{n} [{names}]")
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="does not name a single value"):
+        parse_config(["--config", str(tmp_path / "a.yaml"), *DATA])
+
+
+def test_a_number_of_5000_digits_is_out_of_range(tmp_path):
+    (tmp_path / "a.yaml").write_text("epochs: 0x" + "f" * 5000)
+    with pytest.raises(UserError, match=r"--epochs \(a huge number\) is above"):
+        parse_config(["--config", str(tmp_path / "a.yaml"), *DATA])
+
+
+def test_an_alias_of_a_number_is_that_number(tmp_path):
+    (tmp_path / "a.yaml").write_text("train_size: &size 192\nval_size: *size\n")
+    assert parse_config(["--config", str(tmp_path / "a.yaml"), *DATA])[0].val_size == 192
 
 
 def test_a_recipe_overrides_its_base_in_the_same_folder(tmp_path):

@@ -9,9 +9,8 @@ import yaml
 
 from imagelmdb.config import Config, parse_config
 from imagelmdb.data.augment import make_batch_augment, make_sample_transform
-from imagelmdb.train.loss import make_loss
 from imagelmdb.train.model import make_model
-from imagelmdb.train.optim import make_optimizer, set_lr
+from imagelmdb.train.optim import make_loss, make_optimizer, set_lr
 from imagelmdb.train.schedule import lr_at, size_at
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))

@@ -156,12 +156,13 @@ def test_damage_is_an_error_and_never_pixels(damage, tiled):
         decode(record._replace(image=memoryview(damaged)), (0, 0, 90, 70), 32)
 
 
-def test_a_box_outside_the_image_is_an_error():
+@pytest.mark.parametrize("decoder", [LibjpegDecoder(), PillowDecoder()], ids=["libjpeg", "pillow"])
+def test_a_box_outside_the_image_is_an_error(decoder):
     jpeg = make_jpeg(90, 70)
     for record in (file_record(jpeg), tiled_record(jpeg), raw_record(make_pixels(90, 70))):
         for box in ((50, 0, 50, 70), (-1, 5, 20, 20), (5, -1, 20, 20), (5, 60, 20, 20), (5, 5, 0, 20)):
             with pytest.raises(BadImageError, match=r"is not inside|does not lie in"):
-                decode(record, box, 32)
+                decode(record, box, 32, decoder=decoder)
 
 
 def test_pixels_in_another_order_of_memory_are_the_same():

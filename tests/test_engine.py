@@ -14,11 +14,10 @@ from torch import nn
 
 from imagelmdb.config import Config
 from imagelmdb.errors import Diverged, Stopped
-from imagelmdb.train.checkpoint import Checkpoints, load
+from imagelmdb.train.checkpoint import Checkpoints, describe_options, load
 from imagelmdb.train.distributed import launch
 from imagelmdb.train.engine import Trainer
 from imagelmdb.train.evaluate import evaluate
-from imagelmdb.train.resume import describe_options
 from imagelmdb.train.world import World
 
 CPU = torch.device("cpu")
@@ -166,7 +165,7 @@ def stop_after(trainer, steps):
 
     def after_step():
         if next(taken) == steps:
-            trainer.world.request_stop()
+            trainer.world.stop_requested = True
 
     return after_step
 
@@ -200,17 +199,25 @@ def test_one_rank_stops_at_the_next_step_however_rare_the_readings():
 def train_a_rank(config, world):
     trainer = make_trainer(make_model(), world=world, batch_size=16, print_freq=4)
     after_step = stop_after(trainer, 6) if world.rank == 1 else lambda: None
-    trainer.train_epoch(make_batches(), after_step=after_step)
+    checkpoints = Checkpoints(config) if config.output else None
+    trainer.train_epoch(make_batches(), checkpoints=checkpoints, after_step=after_step)
 
 
-def launch_a_rank():
-    return launch(train_a_rank, Config())
+def launch_a_rank(output):
+    return launch(train_a_rank, Config(output=output))
 
 
 def test_several_ranks_stop_together_at_the_next_reading_after_one_got_the_signal(tmp_path):
-    codes, texts = run_ranks(launch_a_rank, size=2, output=tmp_path)
+    codes, texts = run_ranks(launch_a_rank, str(tmp_path), size=2, output=tmp_path)
     assert codes == [75, 75]
-    assert texts[0].startswith("stopped by a signal after step 8")
+    assert texts[0].startswith("stopped by a signal after step 8: the checkpoint is written")
+    assert load(tmp_path / "last.pt")["step"] == 8
+
+
+def test_a_run_without_checkpoints_says_so_when_it_is_stopped(tmp_path):
+    codes, texts = run_ranks(launch_a_rank, "", size=2, output=tmp_path)
+    assert codes == [143, 143]
+    assert texts[0] == "stopped by a signal after step 8: the run has no checkpoints\n"
 
 
 def test_progress_lines_come_every_so_many_steps_and_at_the_end_of_the_epoch():

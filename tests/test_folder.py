@@ -6,7 +6,7 @@ from stores import make_tree
 from torchvision.datasets import ImageFolder
 
 from imagelmdb.errors import StoreError
-from imagelmdb.store.image_files import FolderStore
+from imagelmdb.store.sources.folder import FolderStore
 
 
 def test_order_classes_and_labels_are_image_folders(tmp_path):

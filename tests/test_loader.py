@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -17,7 +18,7 @@ from torchvision.transforms import v2
 
 from imagelmdb.data.batches import TrainCrop
 from imagelmdb.data.loader import make_eval_loader, make_train_loader
-from imagelmdb.data.store_loader import LoaderError
+from imagelmdb.data.workers import LoaderError
 from imagelmdb.decode import decode
 from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.plan import plan_eval
@@ -129,6 +130,55 @@ def test_a_restart_in_the_middle_of_an_epoch_goes_on_where_it_stopped(store, wor
     assert_same(read(loader, 7, start_step=2), whole[2:])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_ends_with_an_error_when_the_next_one_has_begun(store, workers):
+    expected = read(train_loader(store), 1)
+    loader = train_loader(store, workers=workers)
+    older, newer = loader.epoch(0), loader.epoch(1)
+    next(older)
+    received = [next(newer)]
+    with pytest.raises(
+        LoaderError, match="epoch 0 cannot be read on: another epoch of this loader has begun"
+    ):
+        next(older)
+    assert_same([*received, *newer], expected)  # which goes on as if nothing had happened
+    loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_read_in_threads_are_right_or_end_with_an_error(store, workers):
+    expected = [read(train_loader(store), epoch) for epoch in range(4)]
+    loader, ends = train_loader(store, workers=workers), []
+
+    def read_epoch(epoch):
+        batches = []
+        try:
+            for images, labels in loader.epoch(epoch):
+                batches.append((images.clone(), labels.clone()))
+        except LoaderError as error:
+            ends.append(str(error))
+        assert_same(batches or expected[epoch], expected[epoch][: len(batches) or None])
+        ends.append(len(batches))
+
+    threads = [threading.Thread(target=read_epoch, args=(epoch,)) for epoch in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    loader.close()
+    assert len([end for end in ends if isinstance(end, int)]) == 4  # no thread failed otherwise
+    assert loader.steps_per_epoch in ends
+
+
+def test_a_closed_loader_says_so(store):
+    loader = train_loader(store, workers=1)
+    batches = loader.epoch(0)
+    next(batches)
+    loader.close()
+    with pytest.raises(LoaderError, match="it was closed"):
+        next(batches)
+
+
 def test_batches_that_are_kept_are_not_written_over(store):
     kept = list(train_loader(store, workers=2, batch_size=3).epoch(0))
     assert_same(kept, read(train_loader(store, batch_size=3)))
@@ -238,9 +288,13 @@ def test_a_corrupt_record_stops_the_run_and_is_named(tree, tmp_path, workers):
     data[at : at + 512] = bytes(512)  # as a disk loses a sector
     damaged = tmp_path / "damaged.lmdb"
     damaged.write_bytes(data)
-    with pytest.raises(StoreError, match=rf"damaged.lmdb key 00000037 \(index 37, {name}\)") as caught:
-        read(eval_loader(damaged, workers=workers, size=32))
-    assert "Traceback" not in str(caught.value)
+    for check, message in {
+        "once": rf"index 37, .*damaged.lmdb key 00000037 \({name}\): its checksum differs",
+        "off": rf"damaged.lmdb key 00000037 \(index 37, {name}\) does not decode",
+    }.items():
+        with pytest.raises(StoreError, match=message) as caught:
+            read(eval_loader(damaged, workers=workers, size=32, check=check))
+        assert "Traceback" not in str(caught.value)
 
 
 def test_a_file_that_went_away_is_named(tmp_path):
@@ -274,7 +328,9 @@ def die(image):
 def test_a_dead_worker_stops_the_run_and_says_where(store):
     started = time.monotonic()
     with pytest.raises(
-        LoaderError, match=r"store.lmdb died. .* epoch 2, step 0, .* index \d+, .* key 000000\d\d"
+        LoaderError,
+        match=r"loader worker 0 \(pid \d+\) was killed by SIGKILL; .*dmesg.* The loader of .*store.lmdb "
+        r"waited for epoch 2, step 0, .* index \d+, .* key 000000\d\d",
     ):
         read(train_loader(store, workers=1, transform=die), 2)
     assert time.monotonic() - started < 20

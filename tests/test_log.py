@@ -1,15 +1,17 @@
 """The log of a run: what is written, what is shown, and that a resumed run writes nothing twice."""
 
+import gzip
 import importlib.util
 import io
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
-from imagelmdb.train.log import Logger, read_log
+from imagelmdb.train.log import SKIPPED_STEPS, Logger, profile_steps, read_log
 from imagelmdb.train.progress import Reading
 
 READING = {"loss": 2.5, "lr": 0.1, "images_per_sec": 1234.5, "data_wait": 0.02}
@@ -17,9 +19,15 @@ EPOCH = {"train_loss": 2.0, "val_loss": 1.5, "val_top1": 45.678, "val_top5": 70.
 EPOCH |= {"images_per_sec": 1200.0, "data_wait": 0.01, "lr": 0.1}
 
 
+def start_at(step: int, epoch: int) -> dict:
+    """What the log needs of a checkpoint."""
+    return {"step": step, "progress": {"epoch": epoch}}
+
+
 def run(folder: Path, *, epochs: range, resume_step: int | None = None, cut: int | None = None) -> None:
     """Epochs of 4 steps, a reading every 2; stops before step `cut`."""
-    with Logger(Config(output=str(folder)), rank=0, resume_step=resume_step) as log:
+    checkpoint = start_at(resume_step, epochs[0]) if resume_step is not None else None
+    with Logger(Config(output=str(folder)), rank=0, checkpoint=checkpoint) as log:
         for epoch in epochs:
             log.begin_epoch(epoch, steps=4, done=max(0, (resume_step or 0) - 4 * epoch))
             for epoch_step in (2, 4):
@@ -61,7 +69,7 @@ def test_a_resumed_run_ends_with_the_log_of_an_uninterrupted_one(tmp_path, resum
 
 def test_an_epoch_that_is_evaluated_again_has_one_line_the_last(tmp_path):
     run(tmp_path, epochs=range(1))
-    with Logger(Config(output=str(tmp_path)), rank=0, resume_step=4) as log:
+    with Logger(Config(output=str(tmp_path)), rank=0, checkpoint=start_at(4, epoch=0)) as log:
         log.epoch(epoch=0, step=4, **EPOCH | {"val_top1": 1.0})
     assert [e["val_top1"] for e in read_log(tmp_path) if e["event"] == "epoch"] == [1.0]
 
@@ -126,3 +134,41 @@ def test_tensorboard_gets_the_epochs_figures(tmp_path):
 
     board = EventAccumulator(str(tmp_path)).Reload()
     assert board.Scalars("epoch/val_top1")[0].step == 4
+
+
+def test_a_profile_traces_its_steps_and_no_others(tmp_path):
+    path = tmp_path / "trace.json.gz"
+    with profile_steps(tmp_path, 3) as after_step:
+        for step in range(SKIPPED_STEPS + 6):
+            with torch.profiler.record_function(f"step_{step}_"):
+                torch.ones(2).add(1)
+            after_step()
+            assert path.exists() == (step >= SKIPPED_STEPS + 2)
+    trace = json.loads(gzip.decompress(path.read_bytes()))
+    names = {event["name"] for event in trace["traceEvents"]}
+    traced = [step for step in range(SKIPPED_STEPS + 6) if f"step_{step}_" in names]
+    assert traced == [SKIPPED_STEPS, SKIPPED_STEPS + 1, SKIPPED_STEPS + 2]
+
+
+def leaves_a_trace(folder, *, steps, taken):
+    with profile_steps(folder, steps) as after_step:
+        for _ in range(taken):
+            torch.ones(2).add(1)
+            after_step()
+    return (folder / "trace.json.gz").exists()
+
+
+def test_a_run_that_ends_early_still_has_its_trace(tmp_path, capsys):
+    assert leaves_a_trace(tmp_path, steps=100, taken=SKIPPED_STEPS + 2)
+    assert "no trace" not in capsys.readouterr().out
+
+
+def test_without_steps_to_profile_there_is_no_trace(tmp_path, capsys):
+    assert not leaves_a_trace(tmp_path, steps=0, taken=10)
+    assert "no trace" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("taken", [0, 1, SKIPPED_STEPS - 1])
+def test_a_run_too_short_for_a_trace_says_so(tmp_path, capsys, taken):
+    assert not leaves_a_trace(tmp_path, steps=3, taken=taken)
+    assert "--profile: no trace" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import pytest
 import torch
 from jpegs import make_jpeg
-from processes import ROOT, free_port, run_ranks
+from processes import ROOT, Ranks, free_port, run_ranks
 from stores import make_tree, write_store
 
 import main
@@ -206,6 +207,70 @@ def test_a_corrupt_image_during_an_epoch_ends_all_ranks_with_its_name(tmp_path, 
     errors = [line for text in texts for line in text.splitlines() if line.startswith("error")]
     assert len(errors) == 1 and "3.JPEG" in errors[0]
     assert "Traceback" not in "".join(texts)
+
+
+CAN_MOUNT = shutil.which("unshare") and not subprocess.call(["unshare", "--mount", "true"])
+FULL_DISK = """
+import subprocess, sys
+from pathlib import Path
+import main
+for size in ("4k", "8k", "40k", "100k", "3m"):  # for: log, a line of it, report, checkpoint
+    folder = Path(sys.argv[1]) / size
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    code = main.main([*sys.argv[2:], "--output", str(folder / "run")])
+    sys.stderr.write(f"code {code}\\n")
+"""
+
+
+@pytest.mark.skipif(not CAN_MOUNT, reason="needs root and Linux, to mount small disks")
+def test_a_full_disk_during_a_run_is_one_line_and_exit_code_4(tmp_path, data):
+    command = ["unshare", "--mount", sys.executable, "-c", FULL_DISK, str(tmp_path), *TINY, *stores(data)]
+    done = subprocess.run([*command, "--epochs", "3", "-p", "1"], cwd=ROOT, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert lines[1::2] == ["code 4"] * 5, done.stderr
+    for size, line in zip(("4k", "8k", "40k", "100k", "3m"), lines[::2], strict=True):
+        assert re.fullmatch(rf"error: {tmp_path}/{size}/run.*: No space left on device", line)
+
+
+def test_one_image_for_batch_norm_is_one_line(tmp_path, data, capfd):
+    options = [*TINY, *folders(data), "-b", "1", "--output", str(tmp_path)]
+    assert main.main(options) == 2
+    message = (
+        r"error: timm:test_resnet does not train on 1 images of 32 x 32 px at a time: Expected more.*--batch"
+    )
+    assert re.search(message, capfd.readouterr().err)
+
+
+def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path, data, capfd):
+    options = [*TINY, *folders(data), "-p", "1", "--output", str(tmp_path / "run")]
+    first = Ranks(main.main, [*options, "--epochs", "10000"], output=tmp_path)
+    first.wait_for("epoch 1 ")
+    for more in ([], ["--resume", "auto"], ["--resume", str(tmp_path / "run" / "last.pt")]):
+        assert main.main([*options, *more]) == 2
+        error = capfd.readouterr().err
+        assert re.fullmatch(
+            rf"error: another run is active in \S+: pid {first.processes[0].pid} on .*\n", error
+        )
+    assert main.main([*TINY, *folders(data), "-e", "--resume", str(tmp_path / "run" / "last.pt")]) == 0
+    os.kill(first.processes[0].pid, signal.SIGTERM)
+    assert first.codes() == [75]
+    first_step = int(re.search(r"after step (\d+)", first.texts()[0])[1])
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == first_step
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_a_signal_while_torch_is_imported_is_one_line(tmp_path, data, name):
+    """The torch of this test never ends its import."""
+    (tmp_path / "torch.py").write_text("print('importing', flush=True)\nwhile True: pass\n")
+    command = [sys.executable, str(ROOT / "main.py"), *TINY, *folders(data)]
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environ, stdout=pipe, stderr=pipe, text=True) as run:
+        assert run.stdout.readline() == "importing\n"
+        run.send_signal(getattr(signal, name))
+        assert run.wait(20) == 143
+        assert run.stderr.read() == f"stopped by {name} before training began\n"
 
 
 def test_torchrun_ranks_and_their_workers_leave_a_checkpoint_when_asked_to_stop(tmp_path, data):

@@ -1,5 +1,7 @@
-"""Models are found by name, and recipes change them as their papers say."""
+"""Models are found by name, recipes change them as their papers say, and they can be exported."""
 
+import dataclasses
+import importlib.util
 import math
 
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
-from imagelmdb.train.model import make_model
+from imagelmdb.train.model import check_export, export_checkpoint, make_model
 
 
 def build(**options) -> nn.Module:
@@ -119,3 +121,46 @@ def test_sync_bn_replaces_every_batchnorm_on_a_gpu():
     model = make_model(Config(sync_bn=True), classes=10, device=torch.device("cuda"))
     norms = [m for m in model.modules() if "BatchNorm" in type(m).__name__]
     assert norms and all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+
+
+CONFIG = Config(arch="squeezenet1_1", val_size=64, sync_bn=True)
+CLASSES = ["a", "b", "c"]
+
+
+def save_checkpoint(path) -> torch.nn.Module:
+    """A checkpoint whose average is the model returned, and whose weights are others."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, sync_bn=False)  # which needs GPUs; exporting does not
+    model, average = (make_model(config, classes=3, device=torch.device("cpu")).eval() for _ in range(2))
+    torch.save({"model": model.state_dict(), "ema": average.state_dict(), "classes": CLASSES}, path)
+    return average
+
+
+def test_an_exported_program_gives_the_averaged_models_outputs_at_any_batch_size(tmp_path):
+    model = save_checkpoint(tmp_path / "best.pt")
+    export_checkpoint(tmp_path / "best.pt", tmp_path / "out" / "model.pt2", CONFIG)
+    program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    for count in (1, 2, 5):
+        images = torch.randn(count, 3, 64, 64)
+        torch.testing.assert_close(program(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exported_onnx_file_gives_the_averaged_models_outputs(tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    model = save_checkpoint(tmp_path / "best.pt")
+    export_checkpoint(tmp_path / "best.pt", tmp_path / "model.onnx", CONFIG)
+    from onnx.reference import ReferenceEvaluator
+
+    images = torch.randn(3, 3, 64, 64)
+    found = ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"images": images.numpy()})[0]
+    torch.testing.assert_close(torch.tensor(found), model(images), rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_missing_for_an_export_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"there is no .*best\.pt"):
+        export_checkpoint(tmp_path / "best.pt", tmp_path / "model.pt2", CONFIG)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_export("model.pt2")
+    with pytest.raises(UserError, match="pip install onnx onnxscript"):
+        check_export("model.onnx")

@@ -9,13 +9,14 @@ import tracemalloc
 from pathlib import Path
 
 import lmdb
+import msgpack
 import numpy as np
 import pytest
 
 from imagelmdb.errors import StoreError
-from imagelmdb.store.legacy import arrow, packed, pickled, protobuf
-from imagelmdb.store.legacy.database import DAMAGE
-from imagelmdb.store.legacy.key_list import KeyList
+from imagelmdb.store.legacy import arrow, pickled, protobuf
+from imagelmdb.store.legacy.database import DAMAGE, KeyList
+from imagelmdb.store.legacy.formats import load_msgpack, load_msgpack_keys
 from imagelmdb.store.reader import LMDBStore
 
 ARCHIVE = Path(__file__).parent / "data" / "legacy" / "databases.tar.xz"
@@ -156,6 +157,37 @@ def test_large_byte_strings_are_views_of_the_pickle():
     assert (bytes(image), label) == (b"x" * 100_000, 3)
 
 
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"\x92\xc4\x00" * 30_000 + b"\x07",  # nested pairs
+        b"\x91" * 30_000,
+        b"\xdd\x00\x01\x00\x00" * 1000,  # nested arrays of 65536
+        b"\xdd\xff\xff\xff\xff\x07",
+        b"\xdf\xff\xff\xff\xff\x07",
+        b"\x92\xc6\xff\xff\xff\xff\x07",  # 4 GiB of bytes
+        b"\x92\xc4\x02\xff\xd8",  # no label
+        b"\x92\xc4\x01\xff\xd4\x01\x07",  # an extension type
+        b"\x92\xc4\x01\xff\xd6\xff\x00\x00\x00\x07",  # a time
+        b"\x92\xc4\x01\xff\x07\x07",
+    ],
+)
+def test_hostile_msgpack_is_refused_and_costs_no_memory(blob):
+    tracemalloc.start()
+    with pytest.raises(DAMAGE):
+        load_msgpack(memoryview(blob))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_the_image_of_a_msgpack_record_is_a_view():
+    blob = memoryview(msgpack.packb((b"x" * 100_000, 3)))
+    image, label = load_msgpack(blob)
+    assert image.obj is blob.obj
+    assert (bytes(image), label) == (b"x" * 100_000, 3)
+
+
 def test_plain_keys_take_no_memory():
     keys = [b"%d" % i for i in range(100_000)]
     tracemalloc.start()
@@ -172,8 +204,8 @@ def test_plain_keys_take_no_memory():
         (pickled.load, "thecml/train.lmdb", b"3"),
         (pickled.load, "cjsg-seed-numpy/train.lmdb", b"00000003"),
         (pickled.load, "torchlmdb-hwc/ImageFolder_tiny_24_HWC.lmdb", b"__shape__"),
-        (packed.load, "tensorpack-msgpack/train.lmdb", b"00000003"),
-        (packed.load_keys, "tensorpack-msgpack/train.lmdb", b"__keys__"),
+        (load_msgpack, "tensorpack-msgpack/train.lmdb", b"00000003"),
+        (load_msgpack_keys, "tensorpack-msgpack/train.lmdb", b"__keys__"),
         (arrow.load, "efficient-pyarrow-0.11/train.lmdb", b"3"),
         (arrow.load, "efficient-pyarrow-0.15/train.lmdb", b"3"),
         (arrow.load, "efficient-pyarrow-11/train.lmdb", b"3"),

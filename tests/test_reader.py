@@ -8,8 +8,10 @@ import pickle
 import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,11 +21,15 @@ import numpy as np
 import pytest
 
 from imagelmdb.errors import StoreError
+from imagelmdb.jpeg.index import INDEX_VERSION
 from imagelmdb.store.convert import convert
-from imagelmdb.store.format import ARRAYS, META_KEY, make_key
+from imagelmdb.store.encode import Encoded
+from imagelmdb.store.format import ARRAYS, JOURNAL_PREFIX, META_KEY, UNFINISHED_KEY, Meta, make_key
+from imagelmdb.store.lmdbfile.environment import open_environment
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import open_source
 from imagelmdb.store.verify import verify
+from imagelmdb.store.writer import Row, ShardWriter
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def test_a_reader_that_knows_only_image_and_label_reads_it(train_store):
 
 def test_labels_sizes_and_names_are_views_of_the_mapping(train_store):
     store = LMDBStore(train_store)
-    for array in (store.labels, store.sizes, store.parts[0].arrays["names"]):
+    for array in (store.labels, store.sizes, store.files[0].arrays["names"]):
         assert not array.flags.owndata and not array.flags.writeable
 
 
@@ -142,7 +148,7 @@ def test_a_truncated_store_is_named_and_not_read(store_copy, share):
 
 
 def test_another_version_is_refused_by_its_number(store_copy):
-    meta = msgpack.unpackb(LMDBStore(store_copy).parts[0].environment.get(META_KEY))
+    meta = msgpack.unpackb(LMDBStore(store_copy).files[0].environment.get(META_KEY))
     edit(store_copy, {META_KEY: msgpack.packb(meta | {"version": 99})})
     with pytest.raises(StoreError, match="format version 99"):
         len(LMDBStore(store_copy))
@@ -155,6 +161,89 @@ def test_a_damaged_meta_is_an_error(store_copy, damage):
         len(LMDBStore(store_copy))
 
 
+def meta_of(path: Path) -> dict:
+    return msgpack.unpackb(LMDBStore(path).files[0].environment.get(META_KEY))
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"encoding": "evil"},
+        {"classes": 5},
+        {"classes": ["cat", 5]},
+        {"count": -1},
+        {"count": 2**63},
+        {"shards": 10**9},
+        {"shards": 0},
+        {"shard": 1},
+        {"tiled": 1},
+        {"quality": 101},
+        {"max_size": "large"},
+        {"array_extents": {"labels": [0]}},
+        {"array_extents": {"labels": [-8, 8]}},
+        {"array_extents": {"labels": [2**62, 8]}},
+        {"summary": None},
+        {"transaction": None},
+        {"digest": b"x"},
+        {"skipped": True},
+    ],
+    ids=str,
+)
+def test_facts_of_another_type_or_out_of_their_range_are_an_error(store_copy, forged):
+    """Also if the forger leaves the checksum out, which release 0.1.0 did not write."""
+    meta = meta_of(store_copy)
+    del meta["check"]
+    # A change of the file makes the extents void, so we forge the transaction as well.
+    meta |= {"version": 1, "transaction": meta["transaction"] + 1} | forged
+    edit(store_copy, {META_KEY: msgpack.packb(meta)})
+    (problem,) = verify(store_copy, workers=0)
+    assert ("copy.lmdb" in problem and "__meta__" in problem) or "bytes" in problem
+
+
+@pytest.mark.parametrize("forged", [{"encoding": "raw"}, {"classes": ["x"]}, {"source": "x"}, {"check": b""}])
+def test_facts_that_nobody_wrote_are_an_error(store_copy, forged):
+    edit(store_copy, {META_KEY: msgpack.packb(meta_of(store_copy) | forged)})
+    assert "__meta__ is damaged: its checksum differs" in verify(store_copy, workers=0)[0]
+
+
+def test_facts_without_a_checksum_are_those_of_an_earlier_release(store_copy):
+    meta = meta_of(store_copy)
+    del meta["check"]
+    edit(store_copy, {META_KEY: msgpack.packb(meta)})
+    assert "__meta__ is damaged: its checksum differs" in verify(store_copy, workers=0)[0]
+    edit(store_copy, {META_KEY: msgpack.packb(meta | {"version": 1})})
+    assert LMDBStore(store_copy).describe()["format"] == "imagelmdb 1"
+
+
+def test_the_mark_of_an_unfinished_store_may_be_damaged(tmp_path):
+    for number, mark in enumerate(
+        (b"\xc1", msgpack.packb([1]), msgpack.packb({"conversion": 1, "source": 2}))
+    ):
+        edit(path := tmp_path / f"{number}.lmdb", {UNFINISHED_KEY: mark})
+        for use in (lambda path: len(LMDBStore(path)), lambda path: LMDBStore(path).describe()):
+            with pytest.raises(StoreError, match="!unfinished is damaged"):
+                use(path)
+        with pytest.raises(StoreError, match="!unfinished is damaged"):
+            ShardWriter(path, "test", source="test")
+
+
+def test_a_damaged_journal_is_an_error_when_a_conversion_goes_on(tmp_path):
+    for number, journal in enumerate((b"\xc1", msgpack.packb({"positions": b"123"}), msgpack.packb(5))):
+        writer = ShardWriter(path := tmp_path / f"{number}.lmdb", "test", source="test")
+        writer.close()
+        edit(path, {JOURNAL_PREFIX + make_key(0): journal})
+        with pytest.raises(StoreError, match=r"is damaged .* begin again"):
+            ShardWriter(path, "test", source="test")
+
+
+@pytest.mark.parametrize("label", [2**40, -1, 2**31, 64])
+def test_verify_names_a_record_whose_label_is_no_class(store_copy, label):
+    value = msgpack.unpackb(open_environment(store_copy).get(make_key(17)))
+    edit(store_copy, {make_key(17): msgpack.packb([value[0], label, *value[2:]])})
+    (problem,) = verify(store_copy, workers=0)
+    assert "key 00000017" in problem
+
+
 @pytest.mark.parametrize("name", sorted(ARRAYS.keys() - {"positions", "extents"}))
 def test_a_missing_or_short_array_is_an_error(store_copy, name):
     key = ARRAYS[name][0]
@@ -164,7 +253,7 @@ def test_a_missing_or_short_array_is_an_error(store_copy, name):
     edit(store_copy, {key: None})
     with pytest.raises(StoreError, match=key.decode()):
         store = LMDBStore(store_copy)
-        store.labels, store.sizes, store.name(0), store.parts[0].arrays
+        store.labels, store.sizes, store.name(0), store.files[0].arrays
 
 
 def test_a_foreign_lmdb_is_an_error(tmp_path):
@@ -220,6 +309,23 @@ def test_check_names_a_damaged_record_and_passes_the_others(store_copy):
     assert store.advice == f"`imagelmdb verify {path}` lists all damaged records"
 
 
+@pytest.mark.parametrize("damage", ["version", "image"])
+def test_verify_finds_a_tile_index_that_crops_cannot_use(train_store, tmp_path, damage):
+    store = LMDBStore(train_store)
+    record, index, (width, height) = store[0], store[0].tile_index, store.sizes[0].tolist()
+    body = bytes((INDEX_VERSION + 1,)) + index[5:]
+    bad = struct.pack("<I", zlib.crc32(body)) + body if damage == "version" else store[1].tile_index
+    for number, used in enumerate((index, bad)):
+        writer = ShardWriter(tmp_path / f"{number}.lmdb", "test", source="test")
+        encoded = Encoded(bytes(record.image), used, width, height, "")
+        writer.write([Row.pack(0, encoded, label=0, name="cat/0.jpg")])
+        writer.finish(Meta("jpeg", ["cat"], total=1, tiled=True))
+        writer.close()
+    assert verify(tmp_path / "0.lmdb", workers=0) == []
+    (problem,) = verify(tmp_path / "1.lmdb", workers=0)
+    assert "key 00000000: " in problem and "tile index of" in problem
+
+
 def test_flipped_bytes_anywhere_never_crash(store_copy, tmp_path):
     """Each damaged copy is verified in a process that would die with liblmdb."""
     code = (
@@ -247,7 +353,7 @@ def test_shards_that_are_missing_doubled_or_foreign_are_refused(tree, tmp_path):
     with pytest.raises(StoreError, match="lacks 1 of 3 shards, the first of them is 1"):
         len(LMDBStore(tmp_path / "s"))
     partial = LMDBStore(tmp_path / "s", partial=True)
-    assert len(partial) == 20 and [part.meta.shard for part in partial.parts] == [0, 2]
+    assert len(partial) == 20 and [file.shard for file in partial.files] == [0, 2]
     shutil.copy(tmp_path / "s" / "shard-00000.lmdb", middle)
     with pytest.raises(StoreError, match="twice"):
         len(LMDBStore(tmp_path / "s"))

@@ -133,7 +133,7 @@ def test_ticks_are_few_round_numbers_that_enclose_the_range(low, high):
 
 
 def test_points_stay_inside_the_chart_and_the_highest_value_is_on_top():
-    svg = draw_lines([Line("a", [(1, 5.0), (2, 9.0), (3, 1.0)], "a")], x_label="x", y_format="{:g}")
+    svg = draw_lines([Line("a", [(1, 5.0), (2, 9.0), (3, 1.0)], "a")], y_format="{:g}")
     path = re.search(r' d="M([^"]+)"', svg).group(1)
     places = [tuple(map(float, pair.split())) for pair in path.split("L")]
     width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups())
@@ -145,9 +145,7 @@ def test_points_stay_inside_the_chart_and_the_highest_value_is_on_top():
 @pytest.mark.parametrize("value", [0.0, 50.0, 100.0])
 def test_the_labels_of_lines_that_end_together_do_not_overlap_and_stay_inside(value):
     lines = [Line("top-1", [(1, value), (2, value)], "a"), Line("top-5", [(1, 0.0), (2, value)], "b")]
-    svg = draw_lines(
-        [*lines, Line("", [(1, 0.0), (2, 100.0)], "c", faint=True)], x_label="x", y_format="{:g}"
-    )
+    svg = draw_lines([*lines, Line("", [(1, 0.0), (2, 100.0)], "c", faint=True)], y_format="{:g}")
     ys = sorted(float(y) for y in re.findall(r'class="name" x="[\d.]+" y="([\d.]+)"', svg))
     assert len(ys) == 2
     assert ys[1] - ys[0] >= 12

@@ -1,8 +1,11 @@
+import doctest
+
 import numpy as np
 import pytest
 
-from imagelmdb.errors import UserError
-from imagelmdb.order.sampler import Sampler
+from imagelmdb.errors import StoreError, UserError
+from imagelmdb.order import sampler as sampler_module
+from imagelmdb.order.sampler import Sampler, place_shards
 
 
 def epoch_of(sampler, epoch=0):
@@ -113,3 +116,28 @@ def test_with_local_each_node_reads_all_of_its_own_records_in_the_same_number_of
 def test_options_that_do_not_fit_are_refused_with_the_values(options, message):
     with pytest.raises(UserError, match=message):
         Sampler(1000, **{"batch_size": 100, **options})
+
+
+def test_a_store_with_fewer_records_than_a_round_of_blocks_has_nothing_to_ask_for():
+    sampler = Sampler(1000, batch_size=100, shuffle="block")
+    assert sampler.upcoming(0, 0, steps_ahead=4).size == 0
+
+
+def test_every_shard_is_read_on_one_node_that_has_it():
+    nodes = [{0: 100, 1: 50}, {2: 70, 1: 50}, {3: 10}]
+    assert place_shards(nodes, 4) == [[range(100)], [range(70), range(70, 120)], [range(10)]]
+
+
+def test_the_example_of_place_shards_is_true():
+    assert doctest.testmod(sampler_module) == (0, 1)
+
+
+def test_nodes_that_all_have_every_shard_share_the_work():
+    runs = place_shards([dict.fromkeys(range(6), 10)] * 3, 6)
+    assert [sum(map(len, r)) for r in runs] == [20, 20, 20]
+    assert sorted(i for node in runs for run in node for i in run) == list(range(60))
+
+
+def test_a_shard_that_no_node_has_is_named():
+    with pytest.raises(StoreError, match="1 of 3 shards are on no node, the first of them is 1"):
+        place_shards([{0: 5}, {2: 5}], 3)

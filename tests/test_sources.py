@@ -15,16 +15,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jpegs import make_jpeg
 from PIL import Image
 
 from imagelmdb import sample
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DAMAGE, UserError
+from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoded
 from imagelmdb.store.format import Meta
+from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import DatasetSource, open_source
-from imagelmdb.store.sources.archive import scan_tar
-from imagelmdb.store.sources.devkit import read_devkit
+from imagelmdb.store.sources.devkit import META, read_devkit
+from imagelmdb.store.sources.devkit import TRUTH as TRUTH_FILE
 from imagelmdb.store.sources.source import ListedSource
+from imagelmdb.store.sources.tar import scan_tar
 from imagelmdb.store.texts import Texts
 from imagelmdb.store.writer import Row, ShardWriter
 
@@ -644,3 +648,271 @@ def test_an_unreadable_folder_is_an_error_and_not_left_out(tree, tmp_path, monke
 def test_labels_outside_the_classes_are_refused(labels):
     with pytest.raises(UserError, match=r"x has labels from .* for 2 classes"):
         ListedSource("x", classes=["a", "b"], labels=labels, names=Texts(["a/0", "b/1"]), reads=[])
+
+
+# Hostile data: each is an error of one line, in little time and memory.
+
+
+def refuses(path, *messages, **options):
+    with pytest.raises(UserError) as caught:
+        open_source(path, **options)
+    assert str(caught.value).isprintable()
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def make_header(name, size, kind):
+    """A tar header whose size is written as tarfile would not write it."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = size
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
+    return bytes(header)
+
+
+def in_base_256(number):
+    return (number % 256**11 | (0xFF if number < 0 else 0x80) << 88).to_bytes(12, "big")
+
+
+HOSTILE_TARS = {
+    "a size of 2**70": make_header("cat/1.jpg", in_base_256(2**70), tarfile.REGTYPE),
+    "a size below zero": make_header("cat/1.jpg", in_base_256(-512), tarfile.REGTYPE),
+    "a long name of 2**70 bytes": make_header("x", in_base_256(2**70), tarfile.GNUTYPE_LONGNAME),
+    "a long name of 2**32 bytes": make_header("x", in_base_256(2**32), tarfile.GNUTYPE_LONGNAME),
+    "pax facts of a size below zero": make_header("x", in_base_256(-512), tarfile.XHDTYPE),
+    "3000 long names": make_header("x", b"00000000000\0", tarfile.GNUTYPE_LONGLINK) * 3000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TARS)
+def test_a_tar_with_forged_headers_is_damaged(tmp_path, name):
+    path = tmp_path / "x.tar"
+    with path.open("wb") as file:
+        file.write(HOSTILE_TARS[name])
+        file.truncate(1 << 33)  # with holes: it has the room that its headers ask for
+    refuses(path, "x.tar is damaged, cut off or not a tar")
+
+
+@pytest.mark.parametrize("size", ["1" + "0" * 30, "-512"])
+def test_a_pax_size_that_no_file_has_is_damage(tmp_path, size):
+    info = tarfile.TarInfo("cat/1.jpg")
+    info.pax_headers = {"size": size}
+    (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    refuses(tmp_path / "x.tar", "x.tar is damaged")
+
+
+def write_devkit(path, meta, truth=b"1\n", **info):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in ((META, meta), (TRUTH_FILE, truth)):
+            member = tarfile.TarInfo(f"kit/{name}")
+            member.size = len(data)
+            for key, value in info.items():
+                setattr(member, key, value)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def pack(data, times=1):
+    """A compressed element of a MAT-file, in as many layers."""
+    for _ in range(times):
+        packed = zlib.compress(data)
+        data = struct.pack("<II", 15, len(packed)) + packed
+    return data
+
+
+HEAD = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+WIDE = matrix(2, (1, 1), element(5, struct.pack("<i", 1)), element(1, b"x" * 1000), name=b"synsets")
+HOSTILE_METAS = {
+    "a zlib bomb": HEAD + pack(bytes(65 << 20)),
+    "many zlib bombs": HEAD + pack(bytes(33 << 20)) * 2,
+    "nested zlib": HEAD + pack(make_meta(ROWS)[128:], times=50),
+    "empty zlib": HEAD + pack(b""),
+    "a thousand fields": HEAD + WIDE,
+    "a large small element": HEAD + struct.pack("<II", 0xFFFF0001, 0) * 20,
+    "an infinite number": make_meta([(1, "n01", [])], compress=False).replace(
+        element(2, b"\1"), element(7, struct.pack("<f", float("inf")))
+    ),
+    "no variable": HEAD,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_METAS)
+def test_a_devkit_with_forged_facts_is_damaged(tmp_path, name):
+    val = make_tar(tmp_path / "val.tar", {"ILSVRC2012_val_00000001.JPEG": b"x"})
+    refuses(val, "download it again", devkit=write_devkit(tmp_path / "kit.tar.gz", HOSTILE_METAS[name]))
+
+
+def test_a_devkit_that_unpacks_to_gigabytes_or_has_folders_for_files_is_refused(tmp_path):
+    val = make_tar(tmp_path / "val.tar", {"ILSVRC2012_val_00000001.JPEG": b"x"})
+    kit = write_devkit(tmp_path / "bomb.tar.gz", make_meta(ROWS), bytes(65 << 20))
+    refuses(val, "more than 64 MiB", devkit=kit)
+    refuses(
+        val, "has no data/meta", devkit=write_devkit(tmp_path / "d.tar.gz", b"", b"", type=tarfile.DIRTYPE)
+    )
+    for truth in (b"9" * 5000, b"0", b"x"):
+        kit = write_devkit(tmp_path / "truth.tar.gz", make_meta(ROWS), truth)
+        refuses(val, "truth.tar.gz is damaged", devkit=kit)
+    for part in (META, TRUTH_FILE):
+        (tmp_path / "kit" / part).mkdir(parents=True)
+    refuses(val, "has no data/meta", devkit=tmp_path / "kit")
+    os.mkfifo(tmp_path / "fifo")
+    refuses(val, "neither a file nor a folder", devkit=tmp_path / "fifo")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        ("cls", b"1" + b"0" * 20),
+        ("cls", b"9" * 5000),
+        ("cls", b"7.5"),
+        ("json", b'{"label": 1%s}' % (b"0" * 20)),
+        ("json", b'{"label": 7.5}'),
+        ("json", b'{"label": Infinity}'),
+        ("json", b'{"label": null}'),
+        ("json", b"[" * 100_000),
+        ("json", b'{"label": %s}' % (b"9" * 5000)),
+    ],
+)
+def test_a_webdataset_label_that_no_class_can_have_is_named(tmp_path, suffix, text):
+    make_tar(tmp_path / "s.tar", {f"7.{suffix}": text, "7.jpg": b""})
+    refuses(tmp_path / "s.tar", "sample 7: its .")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"1.jpg 0\n2.jpg " + b"9" * 5000, "line 2: the label '999"),
+        (b"1.jpg 0\n2.jpg 4294967296", "line 2: the label '4294967296' is not a class number"),
+        (b"1.jpg 0\n" + b"x" * 3000 + b"\0.jpg 0", "line 2: not a line of text"),
+        (b"1.jpg 0\n" + b"x" * (1 << 17), "line 2: not a line of text"),
+        (b"1.jpg \x1b[31m\n", "is not readable text"),
+    ],
+)
+def test_a_list_with_a_hostile_line_is_refused_by_its_number(tmp_path, text, message):
+    (tmp_path / "1.jpg").write_bytes(b"x")
+    (tmp_path / "list.txt").write_bytes(b"# a list\n" * 200 + text)
+    refuses(tmp_path / "list.txt", message.replace("line 2", "line 202"))
+
+
+def test_class_names_nested_too_deep_are_refused(tmp_path):
+    make_tar(tmp_path / "s.tar", {"7.cls": b"0", "7.jpg": b""})
+    for text in ("[" * 100_000, '{"0": 1}', '[["cat"]]', '"cat"'[:3]):
+        (tmp_path / "classnames.json").write_text(text)
+        refuses(tmp_path / "s.tar", "classnames.json has a list")
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"), [("int64", 2**32), ("int64", 2**40 + 1), ("uint64", 2**64 - 1), ("uint32", 2**32 - 1)]
+)
+def test_a_parquet_label_that_no_class_can_have_is_named_by_its_row(tmp_path, kind, label):
+    table = pa.table({"image": [b"a", b"b"], "label": pa.array([0, label], getattr(pa, kind)())})
+    pq.write_table(table, tmp_path / "x.parquet")
+    refuses(tmp_path / "x.parquet", f"row 1: label {label} is not a class number")
+
+
+def test_unsigned_and_missing_parquet_labels_are_told_apart(tmp_path):
+    for labels, message in (([1, 0], None), ([1, None], "row 1: no label")):
+        table = pa.table({"image": [b"a", b"b"], "label": pa.array(labels, pa.uint64())})
+        pq.write_table(table, tmp_path / "x.parquet")
+        if message:
+            refuses(tmp_path / "x.parquet", message)
+        else:
+            assert open_source(tmp_path / "x.parquet").labels.tolist() == labels
+
+
+def test_a_nul_in_a_parquet_path_shifts_no_other_name(tmp_path):
+    images = [{"bytes": make_jpeg(16, 16, i), "path": f"{'a' * i}\0{i}.png"} for i in range(3)]
+    pq.write_table(pa.table({"image": images, "label": pa.array([0, 0, 0])}), tmp_path / "x.parquet")
+    convert(tmp_path / "x.parquet", tmp_path / "x.lmdb", workers=0)
+    store = LMDBStore(tmp_path / "x.lmdb")
+    assert [store.name(i) for i in range(3)] == ["0/\ufffd0.png", "0/a\ufffd1.png", "0/aa\ufffd2.png"]
+
+
+def test_parquet_files_with_images_in_columns_of_different_kinds_are_read(tmp_path):
+    make_table(tmp_path / "x-0.parquet", struct_images=True)
+    make_table(tmp_path / "x-1.parquet", struct_images=False)
+    source = open_source(tmp_path / "x-*.parquet")
+    assert [bytes(source.read(i).image) for i in (0, 5)] == [
+        b"image 0 of x-0.parquet",
+        b"image 0 of x-1.parquet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": [{"bytes": 7, "path": "x"}], "label": [0]}, "the column image is struct"),
+        ({"image": ["text"], "label": [0]}, "the column image is string"),
+        ({"image": [b"x"], "label": [0.5]}, "the column label is double"),
+        ({"image": [b"x"], "label": [[0]]}, "the column label is list"),
+        ({"image": pa.array([None] * 1_000_000, pa.binary()), "label": [0] * 1_000_000}, "1000000 rows in"),
+    ],
+)
+def test_parquet_columns_of_another_type_or_of_nothing_but_rows_are_refused(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    refuses(tmp_path / "x.parquet", message)
+
+
+@pytest.mark.parametrize("names", ['"cat"', "[1, 2]", "{}", "[" * 100_000])
+def test_class_names_of_the_hub_that_are_no_texts_do_not_count(tmp_path, names):
+    text = '{"info": {"features": {"label": {"names": %s}}}}' % names  # noqa: UP031
+    make_table(tmp_path / "x.parquet", metadata={"huggingface": text})
+    assert open_source(tmp_path / "x.parquet").classes == ["0", "1"]
+
+
+def test_a_null_image_is_an_error_of_its_row_only(tmp_path):
+    images = pa.array([{"bytes": b"x", "path": "1.jpg"}, None])
+    pq.write_table(pa.table({"image": images, "label": [0, 0]}), tmp_path / "x.parquet")
+    source = open_source(tmp_path / "x.parquet")
+    assert source.read(0).image == b"x"
+    with pytest.raises(ValueError, match="no image bytes"):
+        source.read(1)
+
+
+@pytest.mark.parametrize("label", [7.9, 2**40, -1, float("nan"), float("inf"), "x", None, np.float32(0.5)])
+def test_a_dataset_label_that_is_no_class_number_is_an_error_of_its_item(label):
+    class Items:
+        classes = ["cat"]  # noqa: RUF012
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return Image.new("RGB", (8, 8)), label
+
+    with pytest.raises(DAMAGE):
+        DatasetSource(Items()).read(0)
+
+
+@pytest.mark.parametrize("labels", [np.array([0, 2**32]), np.array([0.0, 0.5])])
+def test_labels_that_a_cast_would_change_are_refused(labels):
+    with pytest.raises(UserError, match="x has labels from"):
+        ListedSource("x", classes=["a", "b"], labels=labels, names=Texts(["a/0", "b/1"]), reads=[])
+
+
+@pytest.mark.parametrize(
+    "pattern", ["x-{0..999999999}.tar", "x-{0..9999}{0..9999}.tar", "x-{0..%s}.tar" % ("9" * 5000)]
+)
+def test_a_pattern_of_endless_files_is_refused(tmp_path, pattern):
+    with pytest.raises((UserError, OSError)):
+        open_source(tmp_path / pattern)
+
+
+@pytest.mark.parametrize(
+    "error", [OverflowError("x"), RecursionError("x"), MemoryError(), KeyError("x"), TypeError("x")]
+)
+def test_whatever_a_source_raises_for_an_item_is_that_item_s_error(tmp_path, error):
+    class Raises(ListedSource):
+        kind = "raises"
+
+        def read_image(self, index):
+            if index == 1:
+                raise error
+            return make_jpeg(16, 16, index)
+
+    source = Raises("x", classes=["a"], labels=[0, 0], names=Texts(["a/0", "a/1"]), reads=[])
+    report = convert(source, tmp_path / "x.lmdb", workers=1, skip_bad=True)
+    assert report.count == 1 and [(bad.name, type(error).__name__ in bad.reason) for bad in report.bad] == [
+        ("a/1", True)
+    ]

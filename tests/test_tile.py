@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jpegs import decode, make_jpeg
 
+from imagelmdb.jpeg.huffman import make_tables
 from imagelmdb.jpeg.index import DC_SIZES, FILLER, parse_index
 from imagelmdb.jpeg.markers import SOS, JPEGError, parse
-from imagelmdb.jpeg.scans import Tokens
-from imagelmdb.jpeg.tables import make_tables
 from imagelmdb.jpeg.tile import TILE_BYTES, tile_jpeg
 
 needs_jpegtran = pytest.mark.skipif(not shutil.which("jpegtran"), reason="jpegtran is the oracle here")
@@ -82,15 +81,14 @@ def test_a_filler_is_found_even_if_no_optimal_code_has_an_odd_number_of_bits():
     histogram[1, [run << 4 | size for run in range(16) for size in range(1, 11)]] = 1 << 12
     histogram[1, [run << 4 | size for size in (1, 3) for run in range(8)]] = 1 << 15  # codes of 5 bits
     histogram[1, [run << 4 | 2 for run in range(8)]] = 1 << 14  # of 6
-    tokens = Tokens(np.empty(0), np.empty(0), histogram.ravel(), np.zeros((1, 1), np.int64))
-    assert make_tables(tokens).glue_codes[0, FILLER] % 2 == 1
+    assert make_tables(histogram.ravel(), np.zeros((1, 1), np.int64)).glue_codes[0, FILLER] % 2 == 1
 
 
 def test_dc_coefficients_too_far_apart_for_one_difference_are_refused():
-    tokens = Tokens(np.empty(0), np.empty(0), np.zeros(1024, np.int64), np.array([[-1024], [1023]]))
-    assert all(make_tables(tokens).glue_codes[0, :DC_SIZES])
+    histogram = np.zeros(1024, np.int64)
+    assert all(make_tables(histogram, np.array([[-1024], [1023]])).glue_codes[0, :DC_SIZES])
     with pytest.raises(JPEGError, match="further apart"):
-        make_tables(tokens._replace(predictions=np.array([[-1024], [1024]])))
+        make_tables(histogram, np.array([[-1024], [1024]]))
 
 
 @needs_jpegtran

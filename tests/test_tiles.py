@@ -72,7 +72,7 @@ def test_crops_are_libjpegs_for_every_sampling_size_and_box(sampling):
         data = make_image(sampling, width, height, int(rng.integers(100)), quality=quality)
         for tile_width in (None, 8, 48):
             tiled = tile_jpeg(data, tile_width)
-            record = tiled_record(data)._replace(image=memoryview(tiled.data), tiles=tiled.index)
+            record = tiled_record(data)._replace(image=memoryview(tiled.data), tile_index=tiled.index)
             crops = [Crop(record, box, bool(rng.integers(2))) for box in make_boxes(rng, width, height, 12)]
             size = int(rng.choice([1, 2, 7, 16, 31, 64]))
             ours, theirs = decode_both(crops, size)
@@ -112,8 +112,8 @@ def test_what_it_cannot_decode_goes_to_libjpeg():
 
 def test_a_box_too_large_for_the_scratch_memory_goes_to_libjpeg():
     record = tiled_record(make_jpeg(900, 10))
-    tiled = parse_index(record.tiles)
-    assert tiled.grid.tiles > 1
+    tiled = parse_index(record.tile_index)
+    assert tiled.grid.row_tiles > 1
     crops = [Crop(record, (0, 0, 900, 10))]
     before = getattr(tiles_crops._thread, "scratch", np.empty(0)).size
     ours, theirs = decode_both(crops, 3000)  # 27 MB of output, and as much scratch
@@ -123,7 +123,7 @@ def test_a_box_too_large_for_the_scratch_memory_goes_to_libjpeg():
 
 def test_a_damaged_run_raises_and_names_its_row():
     record = tiled_record(make_jpeg(200, 150, 4, quality=90))
-    body = parse_index(record.tiles).grid.header_length
+    body = parse_index(record.tile_index).grid.header_length
     zeroed = bytearray(record.image)
     zeroed[body + 900 : body + 960] = bytes(60)
     crops = [Crop(record, (0, 0, 200, 150))] * 5
@@ -136,7 +136,7 @@ def test_a_damaged_run_raises_and_names_its_row():
 def test_most_damage_that_shows_is_found_and_more_of_it_than_by_libjpeg():
     """What is left are changed AC coefficients after which every code is where it was."""
     record = tiled_record(make_jpeg(160, 120, 5, quality=92, subsampling="4:2:0"))
-    body = parse_index(record.tiles).grid.header_length
+    body = parse_index(record.tile_index).grid.header_length
     rng = np.random.default_rng(SEED)
     whole = np.empty((1, 120, 120, 3), np.uint8)
     TilesDecoder().decode([Crop(record, (0, 0, 160, 120))], whole)

@@ -183,7 +183,16 @@ def test_the_index_is_read_as_in_python():
 
     index = run(address(data), data.size, len(tiled.data))
     grid = expected.grid
-    for name in ("mcu_width", "mcu_height", "margin_x", "margin_y", "tile_mcus", "tiles", "width", "height"):
+    for name in (
+        "mcu_width",
+        "mcu_height",
+        "margin_x",
+        "margin_y",
+        "tile_mcus",
+        "row_tiles",
+        "width",
+        "height",
+    ):
         assert getattr(index, name) == getattr(grid, name)
     assert (index.columns, index.rows, index.header_length) == (grid.columns, grid.rows, grid.header_length)
     assert (index.position_bits, *index.dc_bits) == expected.field_bits

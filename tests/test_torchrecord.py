@@ -25,7 +25,7 @@ def test_every_line_is_written_once_whatever_its_count(listing, tmp_path, count,
     path.write_text("\n".join(path.read_text().splitlines()[:count]))
     report = Writer(path, tmp_path / "out", db_num=shards, workers=0).write()
     store = LMDBStore(tmp_path / "out")
-    assert report.complete and len(store) == count and len(store.parts) == shards
+    assert report.complete and len(store) == count and len(store.files) == shards
     written = sorted((store.name(i), store[i].label) for i in range(count))
     assert len(set(written)) == count
     assert [label for _, label in written] == [label for _, label in folder.samples[:count]]

@@ -1,11 +1,8 @@
-"""The cache of a DatasetLMDB: a store of a dataset's images.
-
-write_cache writes one, a fingerprint says whether it is out of date, and TemporaryFile names one that is
-removed after use.
-"""
+"""The cache of a DatasetLMDB: a store of a dataset's images, and whether it is out of date."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -27,6 +24,7 @@ from torchvision.transforms.functional import to_pil_image
 from imagelmdb.errors import UserError
 from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import FORMAT_VERSION, Meta
+from imagelmdb.store.sources.dataset import find_classes
 from imagelmdb.store.writer import Row, ShardWriter
 
 try:
@@ -52,14 +50,8 @@ class CacheSettings:
 
     def fingerprint(self, dataset: Any) -> str:
         """A digest of the settings, and of the dataset as far as it is known without reading its images."""
-        facts = [
-            FORMAT_VERSION,
-            describe(self.db_transform),
-            asdict(self.how),
-            self.rounds,
-            self.shuffle,
-            self.seed,
-        ]
+        facts = [FORMAT_VERSION, describe(self.db_transform), asdict(self.how)]
+        facts += [self.rounds, self.shuffle, self.seed]
         facts += [type(dataset).__qualname__, len(dataset), describe(strip_transforms(dataset))]
         for name in ("indices", "targets", "labels", "samples"):
             if (values := getattr(dataset, name, None)) is not None:
@@ -69,71 +61,52 @@ class CacheSettings:
 
 def write_cache(dataset: Any, file: Path, *, settings: CacheSettings, workers: int) -> None:
     """Write a finished store to `file`. If an item cannot be stored, no file is left."""
-    fingerprint = settings.fingerprint(dataset)
-    source = CACHE_SOURCE + type(dataset).__name__
-    writer = ShardWriter(file, fingerprint, source=source)
+    fingerprint, source = settings.fingerprint(dataset), CACHE_SOURCE + type(dataset).__name__
     try:
-        total, most = _write_rows(writer, dataset, settings, workers)
-        writer.finish(
-            Meta(
+        with contextlib.closing(ShardWriter(file, fingerprint, source=source)) as writer:
+            most = _write_rows(writer, dataset, settings, workers)
+            meta = Meta(
                 encoding=settings.how.encoding,
                 classes=_name_classes(dataset, most + 1),
-                total=total,
+                total=writer.count(),
                 quality=settings.how.quality,
                 source=source,
                 conversion=fingerprint,
             )
-        )
+            writer.finish(meta)
     except BaseException:
-        writer.close()
         file.unlink(missing_ok=True)
         raise
-    writer.close()
 
 
 class TemporaryFile:
-    """A name for a file in `folder` that is removed with this object or at the end of the process.
+    """An empty file in `folder` that is removed with this object or at the end of the process.
 
-    If a kill prevents that, the next TemporaryFile with the same `folder` and `stem` removes the file. A
-    lock says whether a process is alive: the kernel releases it when the process ends, for whatever reason.
+    If a kill prevents that, the next TemporaryFile with the same `folder` and `stem` removes the file. A lock
+    on it says whether its process is alive: the kernel releases it when the process ends, however that ends.
     """
 
     def __init__(self, folder: Path, stem: str):
-        for lock in folder.glob(f"{stem}.{_MARK}-*.lock"):
-            _remove_stale(lock)
-        descriptor, name = _make_lock(folder, stem)
-        self.path = Path(name).with_suffix(".lmdb")
-        # Unlike weakref.finalize, this runs when a multiprocessing child ends, and does not run in forked
-        # copies.
-        Finalize(self, _remove, (self.path, Path(name), descriptor), exitpriority=0)
+        for path in folder.glob(f"{stem}.{_MARK}-*.lmdb") if fcntl else ():
+            # An OSError says that its process is alive, or that somebody else has removed it.
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        while True:
+            descriptor, name = tempfile.mkstemp(".lmdb", f"{stem}.{_MARK}-", folder)
+            if fcntl:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self.path = Path(name)
+            if self.path.exists():  # otherwise somebody removed it before it was locked
+                break
+            os.close(descriptor)
+        # Unlike weakref.finalize, this runs when a multiprocessing child ends, but not in forked copies.
+        Finalize(self, _remove, (self.path, descriptor), exitpriority=0)
 
 
-def _make_lock(folder: Path, stem: str) -> tuple[int, str]:
-    while True:
-        descriptor, name = tempfile.mkstemp(".lock", f"{stem}.{_MARK}-", folder)
-        if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if Path(name).exists():  # otherwise somebody removed it before it was locked
-            return descriptor, name
-        os.close(descriptor)
-
-
-def _remove(path: Path, lock: Path, descriptor: int) -> None:
+def _remove(path: Path, descriptor: int) -> None:
     os.close(descriptor)
     path.unlink(missing_ok=True)
-    lock.unlink(missing_ok=True)
-
-
-def _remove_stale(lock: Path) -> None:
-    if not fcntl:
-        return
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.with_suffix(".lmdb").unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
-    except OSError:  # its process is alive, or somebody else is removing it
-        return
 
 
 def strip_transforms(dataset: Any) -> Any:
@@ -189,11 +162,10 @@ class _Rows(torch.utils.data.Dataset):
         return Row.pack(position, encode_image(image, self.settings.how), label=label, name=name)
 
 
-def _write_rows(writer: ShardWriter, dataset: Any, settings: CacheSettings, workers: int) -> tuple[int, int]:
-    """Write all records. Returns (number of records, largest label)."""
-    bare = strip_transforms(dataset)
+def _write_rows(writer: ShardWriter, dataset: Any, settings: CacheSettings, workers: int) -> int:
+    """Write all records. Returns the largest label."""
     rows, pending_bytes, most = [], 0, -1
-    for row in _make_rows(bare, settings, workers):
+    for row in _make_rows(strip_transforms(dataset), settings, workers):
         rows.append(row)
         most = max(most, row.label)
         pending_bytes += len(row.value)
@@ -201,7 +173,7 @@ def _write_rows(writer: ShardWriter, dataset: Any, settings: CacheSettings, work
             writer.write(rows)
             rows, pending_bytes = [], 0
     writer.write(rows)
-    return len(bare) * settings.rounds, most
+    return most
 
 
 def _make_rows(bare: Any, settings: CacheSettings, workers: int) -> Iterator[Row]:
@@ -213,9 +185,6 @@ def _make_rows(bare: Any, settings: CacheSettings, workers: int) -> Iterator[Row
         if settings.shuffle:
             order = np.random.default_rng((settings.seed, number)).permutation(count)
         source = _Rows(bare, settings, order, number * count)
-        if workers == 0:
-            yield from map(source.__getitem__, range(count))
-            continue
         generator = torch.Generator().manual_seed(settings.seed + number)
         for rows in DataLoader(source, 32, num_workers=workers, collate_fn=list, generator=generator):
             yield from rows
@@ -245,10 +214,7 @@ def _as_label(label: Any, index: int) -> int:
 
 def _name_classes(dataset: Any, count: int) -> list[str]:
     """The dataset's names of its classes, and numbers for labels that have no name."""
-    names, holder = None, dataset
-    while names is None and holder is not None:
-        names, holder = getattr(holder, "classes", None), find_inner(holder)
-    names = [str(name) for name in names or ()]
+    names = [str(name) for name in find_classes(dataset) or ()]
     return names + [str(label) for label in range(len(names), count)]
 
 

@@ -2,12 +2,9 @@
 
 train = DatasetLMDB(torchvision.datasets.CIFAR10("data", transform=transform), "caches", name="train")
 train[0]                              # the same as from the dataset; transforms are applied at every read
-DatasetLMDB(dataset, "caches", db_transform=Resize(64))       # resized once, when the cache is written
-DatasetLMDB(dataset, "/dev/shm", temporary_db=True)           # removed with the object
 
 The first use writes the store, which we call a cache. Later uses read it, as long as the dataset and the
-settings are the same. If several processes need it, for example under torchrun, one writes and the others
-wait.
+settings are the same. If several processes need it, one writes and the others wait.
 """
 
 from __future__ import annotations
@@ -20,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.vision import StandardTransform
 
 from imagelmdb.compat.cache import CACHE_SOURCE, CacheSettings, TemporaryFile, find_inner, write_cache
+from imagelmdb.data.records import CheckedRecords
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.store.encode import Encoding
 from imagelmdb.store.images import read_image
@@ -87,6 +84,7 @@ class DatasetLMDB(Dataset):
             self.path = root / f"{stem}.lmdb"
             _prepare(dataset, self.path, settings, can_create, force_db_rebuild, workers)
         self.store = LMDBStore(self.path)
+        self.records = CheckedRecords(self.store)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -138,13 +136,10 @@ class DatasetLMDB(Dataset):
         return vars(self) | {"_temporary": None}
 
     def _read(self, index: int) -> tuple[Any, int]:
-        record = self.store[index]
-        grey = self.store.name(index).endswith(".L")
+        record = self.records[index]
+        mode = "L" if self.store.name(index).endswith(".L") else "RGB"
         try:
-            if grey and isinstance(record.image, np.ndarray):
-                image = Image.fromarray(np.ascontiguousarray(record.image[:, :, 0]))
-            else:
-                image = read_image(record).convert("L" if grey else "RGB")
+            image = read_image(record).convert(mode)  # to L and back is exact
         except BadImageError as error:
             raise BadImageError(f"{self.store.where(index)} does not decode: {error}") from error
         if self.output == "pil":

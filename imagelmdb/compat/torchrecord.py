@@ -44,7 +44,8 @@ class Writer:
         if data_process_func is None:
             self.source = ListSource(data_list)
         else:
-            self.source = _LinesSource(_Lines(Path(data_list), data_process_func), classes)
+            lines = _Lines(Path(data_list), data_process_func)
+            self.source = _LinesSource(lines, classes=classes)
         self._output = output_dir
         self._options = {"shards": db_num, "shuffle": shuffle, "seed": seed, "workers": workers}
         self._how = Encoding(encoding)
@@ -56,9 +57,6 @@ class Writer:
 
 class _LinesSource(DatasetSource):
     """The lines of a list as a source."""
-
-    def __init__(self, lines: _Lines, classes: Sequence[str] | None):
-        super().__init__(lines, classes=classes or lines.classes)
 
     def fingerprint(self) -> str:
         return digest(super().fingerprint(), self.classes, *self.dataset.buffers())

@@ -61,7 +61,7 @@ class _OnPillow:
     instead of 1.1 ms (224 px, one core).
     """
 
-    def __init__(self, transform: Callable) -> None:
+    def __init__(self, transform: Callable):
         self.transform = transform
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -83,12 +83,12 @@ class BatchAugment:
     def __init__(
         self,
         *,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        random_erase: float = 0.0,
+        mixup: float = 0,
+        cutmix: float = 0,
+        random_erase: float = 0,
         classes: int,
         device: torch.device,
-    ) -> None:
+    ):
         mixers = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
         mixers += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
         self.mix = v2.RandomChoice(mixers) if mixers else None
@@ -112,21 +112,14 @@ class BatchAugment:
 
 
 def make_batch_augment(config: Config, *, classes: int, device: torch.device) -> BatchAugment:
-    return BatchAugment(
-        mixup=config.mixup,
-        cutmix=config.cutmix,
-        random_erase=config.random_erase,
-        classes=classes,
-        device=device,
-    )
+    strengths = {"mixup": config.mixup, "cutmix": config.cutmix, "random_erase": config.random_erase}
+    return BatchAugment(**strengths, classes=classes, device=device)
 
 
 def erase(images: Tensor, *, probability: float) -> Tensor:
     """Erase a different box in each image, in place. torchvision's RandomErasing uses one for a batch."""
-    boxes = draw_boxes(len(images), *images.shape[2:], probability=probability).to(
-        images.device, non_blocking=True
-    )
-    top, left, bottom, right = boxes.T[:, :, None]
+    boxes = draw_boxes(len(images), *images.shape[2:], probability=probability)
+    top, left, bottom, right = boxes.to(images.device, non_blocking=True).T[:, :, None]
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     rows = (rows >= top) & (rows < bottom)

@@ -1,6 +1,6 @@
 """BatchDataset: whole batches for PyTorch's DataLoader. It is indexed with a Request.
 
-    labels, prepared = dataset.prepare(Request(epoch=3, step=17, size=224), make_bytes)
+    labels, prepared = dataset.make_batch(Request(epoch=3, step=17, size=224), make_bytes)
 
 A request says all that changes from batch to batch, so the same workers can serve any epoch, step and size.
 """
@@ -8,8 +8,8 @@ A request says all that changes from batch to batch, so the same workers can ser
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imagelmdb.decode import Crop, Decoder, Prepared
+from imagelmdb.data.records import CheckedRecords
+from imagelmdb.decode import Crop, Decoder, MakeBytes, Prepared
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.plan import plan_eval, plan_seeds, plan_train
 from imagelmdb.order.sampler import Sampler
@@ -25,6 +26,7 @@ from imagelmdb.store import Store
 from imagelmdb.store.images import read_record_size
 
 Transform = Callable[[Tensor], Tensor]
+Plan = tuple[np.ndarray, np.ndarray]  # boxes [n, 4] and flips [n], as of plan_train
 
 
 class Request(NamedTuple):
@@ -39,11 +41,9 @@ class Delivery(NamedTuple):
 
     labels: np.ndarray | None = None  # int64
     byte_count: int = 0
-    facts: Any = None  # the decoder's
+    layout: Any = None  # the decoder's
     data: Tensor | None = None  # only if the slot is too small
-    error: UserError | None = (
-        None  # instead of a batch: the DataLoader would bury an exception in a traceback
-    )
+    error: UserError | None = None  # instead of a batch. The DataLoader would bury it in a traceback
 
 
 class TrainCrop(NamedTuple):
@@ -53,10 +53,7 @@ class TrainCrop(NamedTuple):
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
 
-    def plan(
-        self, seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(boxes, flips), see plan_train."""
+    def plan(self, seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int) -> Plan:
         return plan_train(seed, epoch, positions, sizes, **self._asdict())
 
 
@@ -65,9 +62,7 @@ class EvalCrop(NamedTuple):
 
     resize: int  # px, the shorter side
 
-    def plan(
-        self, seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def plan(self, seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray, size: int) -> Plan:
         return plan_eval(sizes, size=size, resize=self.resize), np.zeros(len(sizes), bool)
 
 
@@ -75,7 +70,8 @@ class BatchDataset(Dataset):
     """One rank's batches.
 
     transform: applied to each image (uint8 [3, size, size]). Its randomness is seeded by (seed, epoch,
-    position). prefetch_steps: how many steps ahead the disk is asked for records; 0 is off.
+    position). prefetch_steps: how many steps ahead the disk is asked for records; 0 is off. check: see
+    CheckedRecords.
     """
 
     def __init__(
@@ -83,21 +79,26 @@ class BatchDataset(Dataset):
         store: Store,
         sampler: Sampler,
         *,
-        crop: TrainCrop | EvalCrop,
+        crop_rule: TrainCrop | EvalCrop,
         decoder: Decoder,
         transform: Transform | None = None,
         prefetch_steps: int = 0,
+        check: str = "once",
     ):
         if decoder.on_gpu and store.encoding == "raw":
             raise UserError(f"{store.path} has raw pixels, which need no decoder: use --decode auto")
         if decoder.on_gpu and transform:
             raise UserError("a transform of single images needs them on the CPU: use --decode auto")
-        self.store, self.sampler, self.crop, self.decoder = store, sampler, crop, decoder
-        self.transform = transform
-        self.prefetch_steps = prefetch_steps
+        if decoder.on_gpu and not store.has_checksums and check != "off":
+            warnings.warn(
+                f"{store.path} has no checksums, and a GPU does not notice damage inside a JPEG: convert it, "
+                "or use --decode auto",
+                stacklevel=2,
+            )
+        self.records = CheckedRecords(store, check)
+        self.store, self.sampler, self.crop_rule, self.decoder = store, sampler, crop_rule, decoder
+        self.transform, self.prefetch_steps = transform, prefetch_steps
         self.slots: Tensor | None = None  # uint8 [slots, bytes], shared with the workers
-        # Shared by the workers, so that a record is checked once a run and not once in each of them.
-        self._checked = torch.zeros(len(store), dtype=torch.bool).share_memory_() if decoder.on_gpu else None
 
     def __getitem__(self, request: Request) -> Delivery:
         """What a worker does."""
@@ -107,12 +108,12 @@ class BatchDataset(Dataset):
             return slot[:count] if count <= len(slot) else torch.empty(count, dtype=torch.uint8)
 
         try:
-            labels, (data, facts) = self.prepare(request, make_bytes)
+            labels, (data, layout) = self.make_batch(request, make_bytes)
         except UserError as error:
             return Delivery(error=error)
-        return Delivery(labels, len(data), facts, None if data.data_ptr() == slot.data_ptr() else data)
+        return Delivery(labels, len(data), layout, None if data.data_ptr() == slot.data_ptr() else data)
 
-    def prepare(self, request: Request, make_bytes: Callable[[int], Tensor]) -> tuple[np.ndarray, Prepared]:
+    def make_batch(self, request: Request, make_bytes: MakeBytes) -> tuple[np.ndarray, Prepared]:
         """(labels, what the decoder's `finish` takes)."""
         epoch, step, size, _ = request
         positions = np.asarray(self.sampler.positions(step), np.int64)
@@ -120,11 +121,10 @@ class BatchDataset(Dataset):
         if self.prefetch_steps:
             self.store.prefetch(self.sampler.upcoming(epoch, step, steps_ahead=self.prefetch_steps).tolist())
         try:
-            prepared = self.decoder.prepare(
-                self._read_crops(epoch, positions, indices, size), size, make_bytes
-            )
+            crops = self._read_crops(epoch, positions, indices, size)
+            prepared = self.decoder.prepare(crops, size, make_bytes)
         except BadImageError as error:
-            raise self._name_record(int(indices[error.row]), error) from error
+            raise self.name_record(request, error) from error
         if self.transform:
             seeds = plan_seeds(self.sampler.seed, epoch, positions)
             images = prepared.data.view(len(indices), size, size, 3).permute(0, 3, 1, 2)
@@ -133,48 +133,33 @@ class BatchDataset(Dataset):
 
     def name_record(self, request: Request, error: BadImageError) -> StoreError:
         """Turn the error of a batch's row into one that names the record and says what to do about it."""
-        indices = self.sampler.indices(request.epoch, self.sampler.positions(request.step))
-        return self._name_record(int(indices[error.row]), error)
-
-    def _read_crops(self, epoch: int, positions: np.ndarray, indices: np.ndarray, size: int) -> list[Crop]:
-        records = [self.store[index] for index in indices.tolist()]
-        if self._checked is not None:
-            self._check_once(indices.tolist())
-        if self.store.sizes is not None:
-            sizes = self.store.sizes[indices]
-        else:
-            sizes = np.empty((len(records), 2), np.int64)
-            for row, record in enumerate(records):
-                try:
-                    sizes[row] = read_record_size(record)
-                except BadImageError as error:
-                    raise error.at(row) from None
-        boxes, flips = self.crop.plan(self.sampler.seed, epoch, positions, sizes, size)
-        boxes = map(tuple, boxes.tolist())
-        return [Crop(*row) for row in zip(records, boxes, flips.tolist(), strict=True)]
-
-    def _check_once(self, indices: list[int]) -> None:
-        for row, index in enumerate(indices):
-            if not self._checked[index]:
-                try:
-                    self.store.check(index)
-                except StoreError as error:
-                    raise BadImageError(str(error)).at(row) from error
-                self._checked[index] = True
-
-    def _name_record(self, index: int, error: BadImageError) -> StoreError:
-        store = self.store
+        store, positions = self.store, self.sampler.positions(request.step)
+        index = int(self.sampler.indices(request.epoch, positions)[error.row])
         return StoreError(
             f"{store.where(index)} (index {index}, {store.name(index)}) does not decode: {error}; "
             f"{store.advice}"
         )
 
+    def _read_crops(self, epoch: int, positions: np.ndarray, indices: np.ndarray, size: int) -> list[Crop]:
+        store, records = self.store, [self.records[index] for index in indices.tolist()]
+        sizes = np.empty((len(records), 2), np.int64) if store.sizes is None else store.sizes[indices]
+        for row, record in enumerate(records if store.sizes is None else ()):
+            try:
+                sizes[row] = read_record_size(record, max_pixels=self.decoder.max_pixels)
+            except BadImageError as error:
+                raise error.at(row) from None
+        boxes, flips = self.crop_rule.plan(self.sampler.seed, epoch, positions, sizes, size)
+        boxes = map(tuple, boxes.tolist())
+        return [Crop(*row) for row in zip(records, boxes, flips.tolist(), strict=True)]
+
 
 def _transform_each(transform: Transform, images: Tensor, seeds: list[int]) -> None:
-    with _kept_random_states():
+    """In place. The global random generators are afterwards what they were."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
         for image, seed in zip(images, seeds, strict=True):
             torch.default_generator.manual_seed(seed)
-            np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - transforms use the global state
+            np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
             random.seed(seed)
             result = transform(image)
             if result.shape != image.shape or result.dtype != torch.uint8:
@@ -183,13 +168,6 @@ def _transform_each(transform: Transform, images: Tensor, seeds: list[int]) -> N
                     f"{tuple(image.shape)}; it has to keep uint8 and the shape"
                 )
             image.copy_(result)
-
-
-@contextmanager
-def _kept_random_states() -> Iterator[None]:
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        yield
     finally:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])  # noqa: NPY002

@@ -3,8 +3,9 @@
     loader = make_train_loader("train-lmdb", batch_size=1024)
     for images, labels in loader.epoch(3, start_step=100): ...
 
-A batch's images, crops and flips follow from (seed, epoch, step) alone. Workers, ranks and restarts do not
-change them, and it makes no difference whether they come from files or from the store made of these files.
+A batch's images, crops and flips follow from (seed, epoch, step). Workers, ranks and restarts do not change
+them, and files give the same batches as the store made of them. With shuffle="local" a batch also depends on
+which node has which shards.
 """
 
 from __future__ import annotations
@@ -15,22 +16,20 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from imagelmdb.config import Config
-from imagelmdb.data import Loader
+from imagelmdb.data import Batch, Loader
 from imagelmdb.data.augment import make_sample_transform
 from imagelmdb.data.batches import BatchDataset, EvalCrop, TrainCrop, Transform
-from imagelmdb.data.store_loader import BATCHES_PER_WORKER, StoreLoader
+from imagelmdb.data.store_loader import BATCHES_PER_WORKER, WORKER_TIMEOUT, StoreLoader
 from imagelmdb.decode import Decoder, make_decoder
 from imagelmdb.errors import StoreError, UserError
-from imagelmdb.order.sampler import Sampler
-from imagelmdb.order.shards import place_shards
+from imagelmdb.order.sampler import Sampler, place_shards
 from imagelmdb.parallel import count_loader_workers
 from imagelmdb.store import Store
-from imagelmdb.store.image_files import FolderStore
 from imagelmdb.store.lmdbfile.datafile import check_file
 from imagelmdb.store.reader import LMDBStore, find_files, find_local_shards
+from imagelmdb.store.sources.folder import FolderStore
 
 
 def make_train_loader(
@@ -50,6 +49,8 @@ def make_train_loader(
     repeats: int = 1,
     node_shards: Sequence[Mapping[int, int]] | None = None,
     prefetch_pages: bool = False,
+    worker_timeout: float = WORKER_TIMEOUT,
+    check: str = "once",
 ) -> StoreLoader:
     """Random crops in random order. An epoch drops its last partial batch.
 
@@ -61,32 +62,26 @@ def make_train_loader(
     shuffle: full, block, local or none, see imagelmdb.order.sampler. repeats: how often each image comes in a
     row. node_shards: for "local", what `find_local_shards` found on each node. prefetch_pages: ask the disk
     ahead for records, for stores that are larger than memory.
+    worker_timeout: seconds after which a worker that does not answer is an error; 0 waits forever.
+    check: when to compare checksums, see CheckedRecords.
     """
     store = _open_store(path, lmdb, partial=shuffle == "local")
     runs = None
     if shuffle == "local":
-        runs = place_shards(node_shards or [find_local_shards(path)], store.parts[0].meta.shards)
-    rank, world_size = _find_rank(rank, world_size)
+        runs = place_shards(node_shards or [find_local_shards(path)], store.files[0].shards)
     workers = count_loader_workers(workers)
-    sampler = Sampler(
-        len(store),
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=seed,
-        shuffle=shuffle,
-        repeats=repeats,
-        node_runs=runs,
-    )
+    order = {"seed": seed, "shuffle": shuffle, "repeats": repeats, "node_runs": runs}
+    sampler = Sampler(len(store), batch_size=batch_size, **_find_rank(rank, world_size), **order)
     dataset = BatchDataset(
         store,
         sampler,
-        crop=crop or TrainCrop(),
+        crop_rule=crop or TrainCrop(),
         decoder=_get_decoder(decode),
         transform=transform,
         prefetch_steps=BATCHES_PER_WORKER * max(workers, 1) if prefetch_pages else 0,
+        check=check,
     )
-    return StoreLoader(dataset, size, workers=workers)
+    return StoreLoader(dataset, size, workers=workers, worker_timeout=worker_timeout)
 
 
 def make_eval_loader(
@@ -100,6 +95,8 @@ def make_eval_loader(
     workers: int | None = None,
     lmdb: bool | None = None,
     decode: str | Decoder = "auto",
+    worker_timeout: float = WORKER_TIMEOUT,
+    check: str = "once",
 ) -> StoreLoader:
     """Centre crops in the stored order, every image once. The last batch is short, and empty on some ranks.
 
@@ -110,12 +107,12 @@ def make_eval_loader(
     if resize < size:
         raise UserError(f"resize {resize} is smaller than the crop of {size} px")
     store = _open_store(path, lmdb)
-    rank, world_size = _find_rank(rank, world_size)
-    sampler = Sampler(
-        len(store), batch_size=batch_size, rank=rank, world_size=world_size, shuffle="none", keep_last=True
-    )
-    dataset = BatchDataset(store, sampler, crop=EvalCrop(resize), decoder=_get_decoder(decode))
-    return StoreLoader(dataset, size, workers=count_loader_workers(workers))
+    order = {"shuffle": "none", "keep_last": True}
+    sampler = Sampler(len(store), batch_size=batch_size, **_find_rank(rank, world_size), **order)
+    decoder = _get_decoder(decode)
+    dataset = BatchDataset(store, sampler, crop_rule=EvalCrop(resize), decoder=decoder, check=check)
+    workers = count_loader_workers(workers)
+    return StoreLoader(dataset, size, workers=workers, worker_timeout=worker_timeout)
 
 
 def make_loaders(
@@ -127,24 +124,14 @@ def make_loaders(
     node_shards: Sequence[Mapping[int, int]] | None = None,
 ) -> tuple[Loader | None, Loader | None]:
     """A run's loaders for training and validation; None for what it does without."""
+    shared = {"batch_size": config.batch_size, "world_size": world_size}
     if config.dummy:
-        dummy = DummyLoader(
-            images=config.dummy_images,
-            batch_size=config.batch_size,
-            world_size=world_size,
-            size=config.train_size,
-            device=device,
-        )
-        return dummy, None
-    shared = {
-        "batch_size": config.batch_size,
-        "rank": rank,
-        "world_size": world_size,
-        "workers": config.loader_workers,
-        "lmdb": config.lmdb,
-    }
+        return DummyLoader(images=config.dummy_images, size=config.train_size, device=device, **shared), None
+    shared |= {"rank": rank, "workers": config.loader_workers, "lmdb": config.lmdb, "check": config.check}
+    shared["worker_timeout"] = config.worker_timeout
+    decode = make_decoder(config.decode, max_pixels=config.max_pixels)
     val = make_eval_loader(
-        config.val, size=config.val_size, resize=config.eval_resize, decode=config.decode, **shared
+        config.val, size=config.val_size, resize=config.eval_resize, decode=decode, **shared
     )
     if config.evaluate:
         return None, val
@@ -154,7 +141,7 @@ def make_loaders(
         seed=config.seed,
         crop=TrainCrop(config.scale, config.ratio, config.hflip),
         transform=make_sample_transform(config.auto_augment),
-        decode=make_decoder(config.decode, dct_scale=config.dct_scale),
+        decode=make_decoder(config.decode, dct_scale=config.dct_scale, max_pixels=config.max_pixels),
         shuffle=config.shuffle,
         repeats=config.repeats,
         node_shards=node_shards,
@@ -173,20 +160,13 @@ class DummyLoader:
     """For --dummy: one random batch again and again, already on the device. The speed of the model alone."""
 
     def __init__(self, *, images: int, batch_size: int, world_size: int, size: int, device: torch.device):
-        if batch_size % world_size:
-            raise UserError(
-                f"batch_size {batch_size} cannot be split over {world_size} ranks: use a multiple"
-            )
-        if images < batch_size:
-            raise UserError(f"--dummy-images {images} are fewer than one batch of {batch_size}")
+        sampler = Sampler(images, batch_size=batch_size, world_size=world_size)  # as a real loader's
         self.classes = [str(number) for number in range(1000)]
-        self.steps_per_epoch = images // batch_size
-        self.images_per_epoch = self.steps_per_epoch * batch_size
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self.images_per_epoch = sampler.images_per_epoch
         self._share, self._size, self._device = batch_size // world_size, size, device
 
-    def epoch(
-        self, epoch: int, start_step: int = 0, size: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start_step: int = 0, size: int | None = None) -> Iterator[Batch]:
         side = size or self._size
         images = torch.randint(256, (self._share, 3, side, side), dtype=torch.uint8, device=self._device)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -198,11 +178,11 @@ class DummyLoader:
         pass
 
 
-def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+def _find_rank(rank: int | None, world_size: int | None) -> dict[str, int]:
     if dist.is_available() and dist.is_initialized():
         rank = dist.get_rank() if rank is None else rank
         world_size = dist.get_world_size() if world_size is None else world_size
-    return rank or 0, world_size or 1
+    return {"rank": rank or 0, "world_size": world_size or 1}
 
 
 def _get_decoder(decode: str | Decoder) -> Decoder:

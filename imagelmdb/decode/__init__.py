@@ -5,22 +5,29 @@
 
 A decoder works in two halves, because a loader's workers and its GPU are in different processes:
 
-    worker            prepare: crops -> bytes in memory that both processes share
-    loader's process  finish:  bytes -> images
+    worker          prepare: crops -> bytes in memory that both processes share
+    main process    finish:  bytes -> images
 
 A decoder for the CPU does all its work in `prepare` (see CPUDecoder). A decoder for the GPU cuts
-JPEGs out of the records in `prepare` and decodes them in `finish`.
+JPEGs out of the records in `prepare` and decodes them in `finish`. Read in this order:
+
+    pillow.py     whole images, the way of torchvision: the reference, and the shortest
+    libjpeg.py    only the tiles under the box, joined to a small JPEG
+    tiles/        the same tiles, decoded by our own decoder: the default
+    dali.py       the same tiles, decoded on the GPU
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import BadImageError, UserError
+from imagelmdb.store.images import MAX_PIXELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +44,7 @@ DECODERS = {
 AUTOMATIC = ("auto", "cpu")  # the best of them for the CPU
 
 Box = tuple[int, int, int, int]  # left, top, width, height; px of the stored image
+MakeBytes = Callable[[int], "Tensor"]  # gives a flat uint8 tensor of so many bytes, not initialised
 
 
 class Crop(NamedTuple):
@@ -51,7 +59,7 @@ class Prepared(NamedTuple):
     """A batch between the two halves of a decoder."""
 
     data: Tensor  # uint8, flat
-    facts: Any  # what `finish` has to know of `data`: small and picklable
+    layout: Any  # how `finish` has to read `data`: small and picklable
 
 
 class Decoder(Protocol):
@@ -62,15 +70,23 @@ class Decoder(Protocol):
     """
 
     # Whether images come out on the GPU. Then transforms of single images cannot be applied, raw pixels are
-    # refused, and the loader compares checksums first, since GPU decoders do not notice damage inside a JPEG.
+    # refused. GPU decoders do not notice damage inside a JPEG, so files without checksums bring a warning.
     on_gpu: bool
+    # A larger image raises BadImageError before memory is allocated for it.
+    max_pixels: int
 
-    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: Callable[[int], Tensor]) -> Prepared:
-        """In a worker. `make_bytes(n)` gives a flat uint8 tensor of n bytes to put the result into."""
+    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: MakeBytes) -> Prepared:
+        """In a worker, which must not use CUDA. The result goes into memory from `make_bytes`.
+
+        What `finish` needs of a record must be copied: the main process does not have the record.
+        """
 
     def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[Tensor]:
-        """In the loader's process, for an epoch: the images of each batch, in order.
+        """In the main process, for an epoch: one batch of images for each batch, in the same order.
 
+        It may take several batches before it gives the first. An error belongs to the oldest one that it has
+        not given. It has to keep a batch's `data` until it is read: then the loader uses the memory again.
+        Images on the GPU are ready for work that is queued on the current stream. An epoch may be left early.
         `sizes`: (width, height) of all the store's images if it knows them, to allocate memory in advance.
         """
 
@@ -86,11 +102,14 @@ class CPUDecoder:
 
     on_gpu = False
 
+    def __init__(self, *, max_pixels: int = MAX_PIXELS):
+        self.max_pixels = max_pixels
+
     def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
         """Fill images, uint8 [n, size, size, 3]; a BadImageError says in `row` which crop failed."""
         raise NotImplementedError
 
-    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: Callable[[int], Tensor]) -> Prepared:
+    def prepare(self, crops: Sequence[Crop], size: int, make_bytes: MakeBytes) -> Prepared:
         shape = (len(crops), size, size, 3)
         data = make_bytes(prod(shape))
         self.decode(crops, data.numpy().reshape(shape))
@@ -102,6 +121,13 @@ class CPUDecoder:
 
     def close(self) -> None:
         pass
+
+
+def check_box(box: Box, width: int, height: int) -> None:
+    """Raise BadImageError if the box is not inside an image of this size."""
+    left, top, *shape = box
+    if not (0 <= left < left + shape[0] <= width and 0 <= top < top + shape[1] <= height):
+        raise BadImageError(f"box {box} is not inside an image of {width} x {height} px")
 
 
 class Choice(NamedTuple):
@@ -127,14 +153,18 @@ def choose_decoder(name: str, *, dct_scale: bool = False) -> Choice:
     return Choice("tiles")
 
 
-def make_decoder(name: str, *, dct_scale: bool = False) -> Decoder:
-    """The decoder of that name in DECODERS, or "auto". `dct_scale`: see LibjpegDecoder."""
+def make_decoder(name: str, *, dct_scale: bool = False, max_pixels: int | None = None) -> Decoder:
+    """The decoder of that name in DECODERS, or "auto".
+
+    dct_scale: see LibjpegDecoder. max_pixels: see Decoder.
+    """
     name = choose_decoder(name, dct_scale=dct_scale).name
     if dct_scale and name != "libjpeg":
         raise UserError(f"dct_scale is an option of the libjpeg decoder: leave it out with decode {name}")
     module, _, attribute = DECODERS[name].rpartition(".")
     make = getattr(import_module(module), attribute)
-    return make(dct_scale=True) if dct_scale else make()
+    options = {"dct_scale": True} if dct_scale else {}
+    return make(**options) if max_pixels is None else make(max_pixels=max_pixels, **options)
 
 
 def decode(
@@ -144,7 +174,6 @@ def decode(
     import torch
 
     decoder = decoder or make_decoder("auto")
-    batch = decoder.prepare(
-        [Crop(record, box, flip)], size, lambda count: torch.empty(count, dtype=torch.uint8)
-    )
+    make_bytes = functools.partial(torch.empty, dtype=torch.uint8)
+    batch = decoder.prepare([Crop(record, box, flip)], size, make_bytes)
     return next(decoder.finish(iter([batch]), None))[0]

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagelmdb.decode import Box, CPUDecoder, Crop
+from imagelmdb.decode import Box, CPUDecoder, Crop, check_box
 from imagelmdb.decode.tiles.crops import Crops, compile_once
 from imagelmdb.errors import BadImageError
 from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError
-from imagelmdb.store import images as stored_images
+from imagelmdb.store.images import MAX_PIXELS, decode_pixels
 
 _DCT_SCALES = (8, 4, 2)  # libjpeg-turbo has SIMD code for these alone
 # All crops of a group are cut out before the first is decoded. A decode fills the CPU's caches, and Python
@@ -27,7 +27,7 @@ _GROUP = 64
 class Part(NamedTuple):
     """Where a crop's pixels are. Nothing is cut out or decoded yet."""
 
-    source: Window | np.ndarray | memoryview  # part of a tiled JPEG, raw pixels, or a whole file
+    source: Window | np.ndarray  # a file or a part of it, or raw pixels
     box: Box  # in what the source decodes to
     scale: int  # the JPEG decoder shrinks by this
 
@@ -40,26 +40,26 @@ class LibjpegDecoder(CPUDecoder):
     2.8 of 255 (mean).
     """
 
-    def __init__(self, *, dct_scale: bool = False):
+    def __init__(self, *, dct_scale: bool = False, max_pixels: int = MAX_PIXELS):
+        super().__init__(max_pixels=max_pixels)
         compile_once()  # the resize
         self.dct_scale = dct_scale
 
     def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
-        for start in range(0, len(crops), _GROUP):
-            rows = range(start, min(start + _GROUP, len(crops)))
-            parts = []
-            for row in rows:
-                scale = _find_scale(crops[row].box, images.shape[1]) if self.dct_scale else 1
-                try:
+        size, row = images.shape[1], 0
+        try:
+            for start in range(0, len(crops), _GROUP):
+                rows, parts = range(start, min(start + _GROUP, len(crops))), []
+                for row in rows:
+                    scale = _find_scale(crops[row].box, size) if self.dct_scale else 1
                     parts.append(find_part(crops[row], scale))
-                except BadImageError as error:
-                    raise error.at(row) from None
-            sources = cut_out([part.source for part in parts])
-            for row, part, source in zip(rows, parts, sources, strict=True):
-                try:
-                    resize(*decode_part(part, source), crops[row].flip, images[row])
-                except BadImageError as error:
-                    raise error.at(row) from None
+                files = iter(cut_out([p.source for p in parts if not isinstance(p.source, np.ndarray)]))
+                for row, part in zip(rows, parts, strict=True):
+                    source = part.source if isinstance(part.source, np.ndarray) else next(files)
+                    pixels, box = decode_part(part, source, max_pixels=self.max_pixels)
+                    resize(pixels, box, crops[row].flip, images[row])
+        except BadImageError as error:
+            raise error.at(row) from None
 
 
 def find_part(crop: Crop, scale: int = 1) -> Part:
@@ -67,41 +67,33 @@ def find_part(crop: Crop, scale: int = 1) -> Part:
     record, box, _ = crop
     if isinstance(record.image, np.ndarray):
         return Part(record.image, box, 1)
-    if not len(record.tiles):
-        return Part(record.image, box, scale)
+    if not len(record.tile_index):
+        return Part(Window(record.image), box, scale)
     try:
-        window = find_window(record.image, record.tiles, box, scale=scale)
+        window = find_window(record.image, record.tile_index, box, scale=scale)
     except JPEGError as error:
         raise BadImageError(str(error)) from error
     return Part(window, (window.left, window.top, *box[2:]), scale)
 
 
-def decode_part(part: Part, source: bytes | memoryview | np.ndarray) -> tuple[np.ndarray, Box]:
+def decode_part(
+    part: Part, source: bytes | memoryview | np.ndarray, *, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, Box]:
     """(pixels, the box in them), both shrunk by the part's scale.
 
     `source` is what cut_out made of the part's source.
     """
-    found, (left, top, width, height), scale = part
-    if isinstance(source, np.ndarray):
-        pixels = source
-    elif isinstance(found, Window):
-        pixels = stored_images.decode_jpeg(source, scale=scale)
-    else:
-        pixels = stored_images.decode_pixels(source, scale=scale)
+    _, (left, top, width, height), scale = part
+    pixels = source
+    if not isinstance(source, np.ndarray):
+        pixels = decode_pixels(source, scale=scale, max_pixels=max_pixels)
     if scale > 1:
         edges = (left, top, left + width, top + height)
         left, top, right, bottom = ((edge + scale // 2) // scale for edge in edges)
         width, height = right - left, bottom - top
     box = left, top, width, height
-    check_box(box, pixels)
+    check_box(box, pixels.shape[1], pixels.shape[0])
     return pixels, box
-
-
-def check_box(box: Box, pixels: np.ndarray) -> None:
-    """Raise BadImageError unless the box is inside the pixels."""
-    (left, top, width, height), (full_height, full_width) = box, pixels.shape[:2]
-    if not (0 <= left < left + width <= full_width and 0 <= top < top + height <= full_height):
-        raise BadImageError(f"box {box} is not inside an image of {full_width} x {full_height} px")
 
 
 def resize(pixels: np.ndarray, box: Box, flip: bool, image: np.ndarray) -> None:

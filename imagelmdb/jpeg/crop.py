@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 from imagelmdb.jpeg.glue import Runs, join_runs
@@ -37,10 +37,10 @@ _EOI = b"\xff\xd9"
 class Window(NamedTuple):
     """What to cut out of a JPEG: a new header and the runs of tiles that follow it."""
 
-    head: bytearray | memoryview
-    runs: Runs | None  # None: the image is not cut into tiles, and `head` is the whole file
-    left: int  # where the box is in the crop, px
-    top: int
+    head: bytes | bytearray | memoryview
+    runs: Runs | None = None  # None: nothing is cut out, and `head` is the whole file
+    left: int = 0  # where the box is in the crop, px
+    top: int = 0
 
 
 def crop_jpeg(
@@ -50,9 +50,9 @@ def crop_jpeg(
 
     Inside the box its pixels are bit-identical to those of the decoded original.
 
-    Say so with `scale` (2, 4 or 8) if the decoder will shrink the crop while it decodes, since it then needs
-    pixels further outside the box. The offsets stay in px of the full size. Pixel x of the shrunk crop covers
-    px [x * scale, x * scale + scale) of the full-size crop, and is right if that range touches the box.
+    scale: 2, 4 or 8 if the decoder shrinks the crop while it decodes. It then needs pixels further outside
+    the box. The offsets stay in px of the full size. Pixel x of the shrunk crop covers px
+    [x * scale, x * scale + scale) of the full-size crop, and is right if that range touches the box.
     """
     window = find_window(data, index, box, scale=scale)
     return cut_out([window])[0], window.left, window.top
@@ -66,13 +66,13 @@ def find_window(
     grid = found.grid
     left, top, width, height = box
     if not (0 <= left < left + width <= grid.width and 0 <= top < top + height <= grid.height):
-        raise JPEGError(f"box {box} does not lie in an image of {grid.width} x {grid.height} px")
+        raise JPEGError(f"box {box} is not inside an image of {grid.width} x {grid.height} px")
     head = bytearray(data[: grid.header_length])
     if len(data) != grid.length or crc32(head) != grid.header_crc:
         raise JPEGError("a damaged header, or the tile index of another image")
-    if not grid.tiles:
+    if not grid.row_tiles:
         return Window(data, None, left, top)
-    tile_width, tiles = grid.mcu_width * grid.tile_mcus, grid.tiles
+    tile_width, tiles = grid.mcu_width * grid.tile_mcus, grid.row_tiles
     x0, x1 = _widen(left, width, grid.width, grid.margin_x * scale)
     y0, y1 = _widen(top, height, grid.height, grid.margin_y * scale)
     first, last = min(x0 // tile_width, tiles - 1), min((x1 - 1) // tile_width, tiles - 1)
@@ -80,8 +80,7 @@ def find_window(
     y0, y1 = row * grid.mcu_height, min(behind * grid.mcu_height, grid.height)
     if last - first == tiles - 1 or left < grid.margin_x * scale:
         # All columns: consecutive rows are one single run, and the glue is a row of MCUs on top. A box at the
-        # left edge of an image with subsampled chroma comes here too: upsampling would mix a column of glue
-        # in.
+        # left edge comes here too if chroma is subsampled: upsampling would mix a column of glue into it.
         x0, x1 = 0, grid.width
         runs = row * tiles, behind * tiles, 1, grid.columns if row else 0
         y0 -= grid.mcu_height if row else 0
@@ -93,12 +92,10 @@ def find_window(
     return Window(head, Runs(found, data[grid.header_length :], tiles, *runs), left - x0, top - y0)
 
 
-def cut_out(parts: Sequence[Any]) -> list[Any]:
-    """Replace each Window by its JPEG. Anything else in the list stays as it is."""
-    windows = [part for part in parts if isinstance(part, Window)]
+def cut_out(windows: Sequence[Window]) -> list[bytes | bytearray | memoryview]:
+    """The JPEG of each window."""
     joined = iter(join_runs([window.runs for window in windows if window.runs]))
-    jpegs = iter([b"".join((w.head, *next(joined), _EOI)) if w.runs else w.head for w in windows])
-    return [next(jpegs) if isinstance(part, Window) else part for part in parts]
+    return [b"".join((w.head, *next(joined), _EOI)) if w.runs else w.head for w in windows]
 
 
 def _widen(start: int, size: int, full: int, margin: int) -> tuple[int, int]:

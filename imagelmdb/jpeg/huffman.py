@@ -1,4 +1,4 @@
-"""Huffman tables: look-up tables for decoding, and optimal codes for encoding.
+"""Huffman tables: look-up tables for decoding, optimal tables for encoding, and the codes for the tile index.
 
 Between the two, a block is a list of tokens. A token is one Huffman symbol with its extra bits, in 32 bits:
 
@@ -13,10 +13,13 @@ value of 3 bits. The extra bits are 101, so the token is (1 << 8 | 0x23) << 16 |
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from imagelmdb.jpeg.index import DC_SIZES, EOB, FILLER
 from imagelmdb.jpeg.jit import jit
-from imagelmdb.jpeg.markers import HuffmanTable
+from imagelmdb.jpeg.markers import HuffmanTable, JPEGError
 
 LOOKUP_BITS = 10
 LOOKUP_SIZE = 1 << LOOKUP_BITS
@@ -30,6 +33,62 @@ DC, AC, PROGRESSIVE_AC = 0, 1, 2  # the kind of a table: which symbols it may ha
 # These share a prefix.
 FAST_BITS, RARE = 8, 200
 _RESERVED, _PREFIX = 256, 257  # the forbidden code of all ones, and the shared prefix
+
+_EOB_SYMBOL = 0
+# Candidates for the filler: at most 7 zeros and a value. A block takes up to 7 fillers (7 * 8 coefficients)
+# and then still has room, as it must: a full block has no EOB.
+_FILLERS = np.array([run << 4 | size for size in (1, 2, 3) for run in range(8)])
+
+
+class Tables(NamedTuple):
+    huffman: list[HuffmanTable]  # DC and AC of the first component, then DC and AC of the others, if any
+    codes: np.ndarray  # [table << 8 | symbol]: (code << number of extra bits) << 8 | bits of both together
+    glue_codes: np.ndarray  # [2, 14]: those that go into the index, see index.py
+
+
+def make_tables(histogram: np.ndarray, predictions: np.ndarray) -> Tables:
+    """The optimal tables that also have what glue.py needs. The arguments are as in Tokens of entropy.py.
+
+    glue.py needs a code for every DC difference that can occur between two tiles, EOB, and an AC symbol that
+    takes an odd number of bits together with its extra bits (the filler).
+    """
+    components = predictions.shape[1]
+    histogram = histogram[: 512 * min(components, 2)].copy()
+    pairs = histogram.reshape(-1, 2, 256)
+    spread = predictions.max(0, initial=0) - predictions.min(0, initial=0)
+    if spread.max() >= 1 << DC_SIZES - 1:
+        raise JPEGError("DC coefficients are further apart than 8-bit samples allow")
+    for component, pair in zip(range(components), (*pairs, pairs[-1], pairs[-1]), strict=False):
+        differences = pair[0, : int(spread[component]).bit_length() + 1]
+        np.maximum(differences, 1, out=differences)
+        pair[1, _EOB_SYMBOL] = max(pair[1, _EOB_SYMBOL], 1)
+    for symbol in _FILLERS:
+        tables, codes = _optimise(histogram)
+        fillers = codes[256 + _FILLERS]
+        odd = fillers[fillers & np.uint64(1) == 1]
+        if odd.size:
+            break
+        # Let the symbol be more frequent: that changes the lengths of its code and of others.
+        pairs[0, 1, symbol] = max(2 * pairs[0, 1, symbol], 1)
+    else:
+        raise JPEGError("no AC symbol has an odd number of bits")
+    glue_codes = np.zeros((2, FILLER + 1), np.uint32)
+    for group, found in zip(glue_codes, codes.reshape(2, 512).tolist(), strict=True):
+        for size, code in enumerate(found[:DC_SIZES]):  # without the extra bits
+            group[size] = (code >> 8 + size) << 8 | (code & 0xFF) - size if code else 0
+        group[EOB] = found[256 + _EOB_SYMBOL]
+    glue_codes[0, FILLER] = odd[(odd & np.uint64(0xFF)).argmin()]
+    return Tables(tables, codes, glue_codes)
+
+
+def _optimise(histogram: np.ndarray) -> tuple[list[HuffmanTable], np.ndarray]:
+    codes = np.zeros(1024, np.uint64)
+    counts, symbols = np.zeros(17, np.int64), np.zeros(256, np.int64)
+    tables = []
+    for table in range(histogram.size // 256):
+        found = _make_codes(histogram, table, counts, symbols, codes)
+        tables.append(HuffmanTable(bytes(counts[1:].tolist()), bytes(symbols[:found].tolist())))
+    return tables, codes
 
 
 def make_lookup(table: HuffmanTable, kind: int, output_table: int) -> np.ndarray:
@@ -88,10 +147,11 @@ def find_code(lookups, row, accumulator):
 
 
 @jit
-def optimal_table(histogram, table, counts, symbols):
+def _make_codes(histogram, table, counts, symbols, codes):
     """Find the optimal codes of one table: at most 16 bits, none of all ones, and few longer than FAST_BITS.
 
-    Fills counts[1..16], how many codes have this length, and symbols. Returns the number of symbols.
+    Fills counts[1..16], how many codes have this length, symbols, and codes as in Tables. Returns the number
+    of symbols.
     """
     frequency = np.zeros(258, np.int64)
     frequency[:256] = histogram[table * 256 : table * 256 + 256]
@@ -114,13 +174,17 @@ def optimal_table(histogram, table, counts, symbols):
         if prefix + long[_RESERVED] >= short.max():
             lengths = np.where(long > 0, prefix + long, short)
     counts[:] = 0
-    found = 0
+    code, found = 0, 0
     for length in range(1, 17):
-        for i in range(256):
-            if lengths[i] == length:
+        for symbol in range(256):
+            if lengths[symbol] == length:
+                extra = symbol & 15
+                codes[table * 256 + symbol] = (code << (extra + 8)) | (length + extra)
                 counts[length] += 1
-                symbols[found] = i
+                symbols[found] = symbol
+                code += 1
                 found += 1
+        code <<= 1
     return found
 
 
@@ -162,20 +226,3 @@ def _code_lengths(frequency, limit):
         of_length[length] -= 1
         lengths[symbol] = length
     return lengths
-
-
-@jit
-def fill_codes(table, counts, symbols, codes):
-    """Fill codes[table << 8 | symbol].
-
-    The value is (code << number of extra bits) << 8 | the number of bits, of the code and its extra bits
-    together.
-    """
-    code, index = 0, 0
-    for length in range(1, 17):
-        for _ in range(counts[length]):
-            extra = symbols[index] & 15
-            codes[table * 256 + symbols[index]] = (code << (extra + 8)) | (length + extra)
-            code += 1
-            index += 1
-        code <<= 1

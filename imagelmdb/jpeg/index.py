@@ -1,20 +1,53 @@
 """The tile index of a JPEG: where each tile begins, and what a decoder must know to begin there.
 
-It has one item for each tile, row by row, and one more for the end of the image. An item has two facts:
+An MCU (minimum coded unit) is one or more blocks of each component, for the same px of the image: 8 x 8 px,
+or 16 x 16 px where chroma is subsampled by two. A tile is tile_mcus neighbouring MCUs of one row; the last
+tile of a row takes the rest. The tiles are numbered row by row.
 
-    position   where the tile's first bit is, as 8 * byte + bit, counted from the first entropy-coded byte
+All numbers are little-endian. The head has 60 bytes:
+
+    byte  type    name           why
+       0  uint32  CRC-32         of all that follows
+       4  uint8   version        3
+       5  uint8   mcu_width      px
+       6  uint8   mcu_height     px
+       7  uint8   margin_x       px that one sample of the coarsest component covers, 0 if none is subsampled:
+       8  uint8   margin_y       decoders mix a sample with its neighbours, so a crop needs these, too
+       9  uint8   blocks x 3     of an MCU, for each component; 0 for one that the image does not have
+      12  uint16  tile_mcus      MCUs of a tile
+      14  uint16  row_tiles      tiles of a row; 0: the image is not cut, and the index ends after its head
+      16  uint16  width          of the image, px
+      18  uint16  height
+      20  uint16  size_at        the byte of the JPEG where the height is, and behind it the width: a crop has
+                                 the same header with another size
+      22  uint32  header_length  bytes of the JPEG before its entropy-coded bytes
+      26  uint32  header_crc     CRC-32 of these bytes
+      30  uint32  length         of the JPEG, bytes
+      34  uint8   field_bits x 4 of the fields of an item: position, DC of each component
+      38  uint64  tile_bits      predicts the positions, see below
+      46  int64   smallest       of the positions' differences
+      54  int16   smallest x 3   DC value of each component
+      60          the items      one for each tile and one for the end of the image, sum(field_bits) bits
+                                 each, from the lowest bit of each byte up, without gaps
+    the last 112  the codes      2 x 14 uint32, see below
+
+Two facts make an item:
+
+    position   where the tile's first bit is, as 8 * byte + bit. Bytes are counted from the first
+               entropy-coded one, with the 00 that JPEG stuffs after each FF. Bit 0 is the highest.
     DC         for each component, the DC coefficient of the last block before the tile. JPEG stores a DC
                coefficient as the difference from the block before it, so a tile is no use without this.
-               (The item for the end repeats the DC values of the last tile. Nobody reads them.)
 
-Both are stored as small offsets. Tiles have about the same length, so tile n is predicted at n * tile_bits.
-The field of the position is the actual position minus the prediction, minus the smallest such difference in
-the image; so it is never negative. The field of a component is its DC value minus the smallest one in the
-image.
+A tile ends where the next item begins, also at the end of a row: the item of the end is after the last bit of
+the image (and repeats the DC values of the last tile, which nobody reads).
+
+Both facts are stored as small offsets. Tiles have about the same length, so tile n is predicted at n *
+tile_bits. The field of the position is the position minus the prediction, minus the smallest such difference
+in the image; so it is never negative. The field of a component is its DC value minus the smallest one.
 
 An example: a 64 x 16 px image with three components, cut into tiles of 16 x 8 px, so 4 tiles a row and 8 in
-all. The last bit is at position 2206, so tile_bits is 2206 / 8 tiles = 275 (rounded down). Tile 5 begins at
-byte 171, bit 4:
+all. The last bit is before position 2206, so tile_bits is 2206 / 8 tiles = 275 (rounded down). Tile 5 begins
+at byte 171, bit 4:
 
                      position                        DC of Y     of Cb      of Cr
     value            8 * 171 + 4 = 1372              37          14         -11
@@ -24,19 +57,20 @@ byte 171, bit 4:
     stored           -3 + 18 = 15                    96          23         48
     bits of a field  6 (differences: -18 to 28)      7           7          7
 
-An item therefore has 6 + 7 + 7 + 7 = 27 bits; tile 5's item begins at bit 5 * 27 of the items.
+An item therefore has 6 + 7 + 7 + 7 = 27 bits, and the 9 items have 243, which is 31 bytes. The index has 60 +
+31 + 112 = 203 bytes. Tile 5's item begins at bit 5 * 27 = 135: byte 60 + 16, bit 7. The 8 bytes from there
+are e1 07 7c 81 85 6c a2 d8, as one number 0xd8a26c85817c07e1. Shifted right by 7, its low 27 bits are
+48 << 20 | 23 << 13 | 96 << 6 | 15.
 
-The whole index, little-endian:
+The codes are for glue.py: 14 for the first component, then 14 for the others. Each is code << 8 | its length
+in bits, or 0 if the image has no such code. Codes 0 to 11 are the Huffman codes of DC differences of 0 to 11
+bits. Code 12 is EOB, which ends a block. Code 13 is the filler (only in the first 14): an AC code with its
+extra bits, an odd number in all. The codes come last, so a reader can take 8 bytes from wherever an item
+begins: an item has at most 57 bits, and begins at bit 0 to 7 of the first byte.
 
-    CRC-32 of all that follows
-    version, the fields of Grid, field_bits, tile_bits, smallest
-    the items, packed without gaps, from the lowest bit of each byte up      } only if the image is cut
-    the codes that glue.py needs, 2 x 14 uint32                              }
-
-The first 14 codes are for the first component, the others for the other components. Each is code << 8 | its
-length in bits. Codes 0 to 11 are the Huffman codes of DC differences of 0 to 11 bits. Code 12 is EOB, which
-ends a block. Code 13 is the filler (only in the first 14): an AC code with its extra bits, an odd number in
-all.
+parse_index checks the CRC-32 and the version. find_window (crop.py) checks that the box is inside the image,
+that the JPEG has this length, and its header this CRC-32. Nobody checks the entropy-coded bytes here: the
+store has a checksum of the whole record.
 
 Training reads an index for every sample, so this module does not import numba.
 """
@@ -62,21 +96,21 @@ _MAX_ITEM_BITS = 57  # an item begins at bit 0 to 7 of a byte, and must end with
 
 
 class Grid(NamedTuple):
-    """How an image is cut: a tile is tile_mcus MCUs of one row of MCUs. The last of a row takes the rest."""
+    """How an image is cut. The module's docstring explains the fields."""
 
-    mcu_width: int  # px
+    mcu_width: int
     mcu_height: int
-    margin_x: int  # px that one sample of the coarsest component covers; 0 if no component is subsampled
+    margin_x: int
     margin_y: int
-    blocks: tuple[int, int, int]  # of an MCU, for each component; a grey image has one component
+    blocks: tuple[int, int, int]
     tile_mcus: int
-    tiles: int  # in a row; 0: the image is not cut
-    width: int  # of the image, px
+    row_tiles: int
+    width: int
     height: int
-    size_at: int  # the byte of the frame header where the height and the width are
-    header_length: int  # bytes before the first entropy-coded byte
-    header_crc: int  # CRC-32 of them
-    length: int  # of the whole JPEG, bytes
+    size_at: int = 0  # this and the others are of the tiled JPEG, so they are known once it is written
+    header_length: int = 0
+    header_crc: int = 0
+    length: int = 0
 
     @property
     def columns(self) -> int:
@@ -87,6 +121,11 @@ class Grid(NamedTuple):
     def rows(self) -> int:
         """Rows of MCUs."""
         return -(-self.height // self.mcu_height)
+
+    @property
+    def slots(self) -> list[int]:
+        """The component of each block of an MCU, in their order."""
+        return [component for component, count in enumerate(self.blocks) for _ in range(count)]
 
 
 class Index(NamedTuple):
@@ -109,23 +148,14 @@ def make_index(grid: Grid, codes: np.ndarray, positions: np.ndarray, dc: np.ndar
     tile_bits = int(positions[-1]) // max(positions.size - 1, 1)
     differences = positions - tile_bits * np.arange(positions.size)
     fields = np.column_stack((differences, np.append(dc, dc[-1:], axis=0)))
-    smallest = fields.min(0)
-    field_bits = [int(spread).bit_length() for spread in fields.max(0) - smallest]
+    smallest = fields.min(0).tolist()
+    field_bits = [spread.bit_length() for spread in (fields.max(0) - smallest).tolist()]
     if sum(field_bits) > _MAX_ITEM_BITS:
-        grid = grid._replace(tiles=0)
-    missing = (0,) * (4 - len(field_bits))
-    numbers = (
-        *grid[:4],
-        *grid.blocks,
-        *grid[5:],
-        *field_bits,
-        *missing,
-        tile_bits,
-        *smallest.tolist(),
-        *missing,
-    )
+        grid = grid._replace(row_tiles=0)
+    missing = [0] * (4 - len(field_bits))
+    numbers = [*grid[:4], *grid.blocks, *grid[5:], *field_bits, *missing, tile_bits, *smallest, *missing]
     body = _HEAD.pack(INDEX_VERSION, *numbers)
-    if grid.tiles:
+    if grid.row_tiles:
         words, shift = np.zeros(positions.size, "<u8"), 0
         for field, width in zip((fields - smallest).T.astype(np.uint64), field_bits, strict=True):
             words |= field << np.uint64(shift)

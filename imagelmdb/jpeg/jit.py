@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numba
 
+inline = numba.njit(inline="always")
+
 
 def jit(function):
     """numba.njit(nogil=True) with a cache on disk.

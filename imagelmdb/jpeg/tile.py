@@ -3,9 +3,9 @@
     >>> tiled = tile_jpeg(Path("n01440764_10026.JPEG").read_bytes())
     >>> jpeg, left, top = crop_jpeg(tiled.data, tiled.index, (100, 50, 224, 224))
 
-A tile is a few neighbouring MCUs in one row (an MCU, minimum coded unit, is 8 x 8 px, or 16 x 16 px where
-chroma is subsampled by two). The result is a sequential JPEG without restart markers, with Huffman tables
-optimised for this image, and an index of where its tiles begin. It is about as large as the original.
+A tile is a few neighbouring MCUs in one row (index.py). The result is a sequential JPEG without restart
+markers, with Huffman tables optimised for this image, and an index of where its tiles begin. It is about as
+large as the original.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from zlib import crc32
 
 import numpy as np
 
-from imagelmdb.jpeg import entropy
+from imagelmdb.jpeg.entropy import Tokens, write_tokens
+from imagelmdb.jpeg.huffman import make_tables
 from imagelmdb.jpeg.index import Grid, make_index
 from imagelmdb.jpeg.markers import (
     APP0,
@@ -29,10 +30,10 @@ from imagelmdb.jpeg.markers import (
     SOS,
     Header,
     HuffmanTable,
+    JPEGError,
     parse,
 )
-from imagelmdb.jpeg.scans import Layout, Tokens, borrow, make_layout, read_tokens
-from imagelmdb.jpeg.tables import make_tables
+from imagelmdb.jpeg.scans import borrow, read_tokens
 
 # How much of the original a tile has at least, in bytes. A tile's item in the index costs 5 to 6 bytes, so
 # narrow tiles make the store larger; wide tiles make the crops larger. Measured on photo-like images of 500 x
@@ -72,83 +73,91 @@ def tile_jpeg(data: bytes, tile_width: int | None = None, *, tile_bytes: int = T
     narrow for tiles, or too large for glue, is re-coded but not cut: a crop of it is the whole file.
     """
     header = parse(data)
-    layout = make_layout(header)
+    if len(header.components) == 4:
+        raise JPEGError("4 components: CMYK or YCCK")
+    grid = make_grid(header)
     if tile_width is None:
         size = sum(scan.end - scan.start for scan in header.scans)
-        tile_mcus = -(-tile_bytes * layout.columns * layout.rows // max(size, 1))
+        tile_mcus = -(-tile_bytes * grid.columns * grid.rows // max(size, 1))
     else:
-        tile_mcus = -(-tile_width // layout.mcu_width)
+        tile_mcus = -(-tile_width // grid.mcu_width)
     # A block has at least 2 bits. With 4 blocks no two tiles begin in the same byte, which glue.py relies on.
-    min_mcus = -(-4 // len(layout.slots))
-    tile_mcus = min(max(tile_mcus, min_mcus), layout.columns)
-    row_tiles = max(layout.columns - min_mcus, 0) // tile_mcus + 1
-    is_cut = layout.columns >= min_mcus and max(header.width, header.height) <= _MAX_SIDE
-    layout = layout._replace(tile_mcus=tile_mcus, row_tiles=row_tiles)
-    tokens = read_tokens(data, header, layout)
-    written = write_jpeg(header, layout, tokens)
-    blocks = *(part.h * part.v for part in header.components), 0, 0
-    grid = Grid(
-        layout.mcu_width,
-        layout.mcu_height,
-        *find_margins(header),
-        blocks[:3],
-        tile_mcus,
-        row_tiles if is_cut else 0,
-        header.width,
-        header.height,
-        written.size_at,
-        len(written.head),
-        crc32(written.head),
-        len(written.head) + len(written.body),
+    min_mcus = -(-4 // len(grid.slots))
+    tile_mcus = min(max(tile_mcus, min_mcus), grid.columns)
+    row_tiles = max(grid.columns - min_mcus, 0) // tile_mcus + 1
+    grid = grid._replace(tile_mcus=tile_mcus, row_tiles=row_tiles)
+    tokens = read_tokens(data, header, grid)
+    written = write_jpeg(header, tokens)
+    if grid.columns < min_mcus or max(header.width, header.height) > _MAX_SIDE:
+        grid = grid._replace(row_tiles=0)
+    grid = grid._replace(
+        size_at=written.size_at,
+        header_length=len(written.head),
+        header_crc=crc32(written.head),
+        length=len(written.head) + len(written.body),
     )
     index = make_index(grid, written.glue_codes, written.positions, tokens.predictions)
     return Tiled(written.head + written.body, index, header.width, header.height)
 
 
-def write_jpeg(header: Header, layout: Layout, tokens: Tokens) -> Written:
+def rewrite_jpeg(data: bytes) -> bytes:
+    """The same coefficients as a plain sequential JPEG, which decoders take without a warning.
+
+    Raise JPEGError if a coefficient is missing or damaged, or if we cannot read this kind of JPEG.
+    """
+    header = parse(data)
+    grid = make_grid(header)
+    whole_rows = grid._replace(tile_mcus=grid.columns, row_tiles=1)
+    written = write_jpeg(header, read_tokens(data, header, whole_rows))
+    return written.head + written.body
+
+
+def make_grid(header: Header) -> Grid:
+    """The MCUs of an image as one interleaved scan. A tile is one of them."""
+    blocks = [component.h * component.v for component in header.components]
+    blocks += [0] * (3 - len(blocks))
+    across, down = zip(*((component.h, component.v) for component in header.components), strict=True)
+    margins = [max(factors) // min(factors) for factors in (across, down)]
+    margins = [margin if margin > 1 else 0 for margin in margins]
+    width, height = 8 * max(across), 8 * max(down)
+    columns = -(-header.width // width)
+    return Grid(width, height, *margins, tuple(blocks), 1, columns, header.width, header.height)
+
+
+def write_jpeg(header: Header, tokens: Tokens) -> Written:
     """Write the tokens as a sequential JPEG with Huffman tables of its own."""
-    tables = make_tables(tokens)
+    tables = make_tables(tokens.histogram, tokens.predictions)
     head, size_at = _make_head(header, tables.huffman)
-    positions = np.empty(layout.tiles + 1, np.int64)
+    positions = np.empty_like(tokens.starts)
     bits = int((tokens.histogram * (tables.codes & np.uint64(0xFF)).astype(np.int64)).sum())
-    out = borrow(
-        "out", bits // 4 + 16, np.uint8
-    )  # twice as much as the bits need, in case every byte is FF and needs a stuffed 00
-    blocks = len(layout.slots)
-    cut = layout.columns * blocks, layout.row_tiles, layout.tile_mcus * blocks
-    size = entropy.write_tokens(tokens.values, tokens.starts, *cut, tables.codes, out, positions)
+    # Twice as much as the bits need, in case every byte is FF and needs a stuffed 00.
+    out = borrow("out", bits // 4 + 16, np.uint8)
+    size = write_tokens(tokens.values, tokens.starts, tables.codes, out, positions)
     return Written(head, size_at, out[:size].tobytes(), positions, tables.glue_codes)
-
-
-def find_margins(header: Header) -> tuple[int, int]:
-    """How many px one sample of the coarsest component covers (across, down), or 0 where it is one."""
-    across = max(part.h for part in header.components) // min(part.h for part in header.components)
-    down = max(part.v for part in header.components) // min(part.v for part in header.components)
-    return across if across > 1 else 0, down if down > 1 else 0
 
 
 def _make_head(header: Header, tables: list[HuffmanTable]) -> tuple[bytes, int]:
     """(everything before the entropy-coded bytes, the byte where the height is)."""
-    parts = header.components
-    numbers = sorted({part.quant for part in parts})
-    wide = any(max(header.quants[i]) > 255 for i in numbers)
+    components = header.components
+    numbers = sorted({component.quant for component in components})
+    wide = {i: max(header.quants[i]) > 255 for i in numbers}
     out = bytearray((0xFF, SOI))
     if header.jfif:
         out += _marker(APP0, header.jfif)
-    if header.adobe:
-        out += _marker(APP14, header.adobe)
+    if header.adobe:  # decoders warn of a transform that they do not know, and take the usual one
+        known, usual = ((0, 2), 2) if len(components) == 4 else ((0, 1), 1)
+        transform = header.adobe[11] if header.adobe[11] in known else usual
+        out += _marker(APP14, header.adobe[:11] + bytes((transform,)))
     for i in numbers:
-        is_wide = max(header.quants[i]) > 255
-        out += _marker(DQT, struct.pack(">B64H" if is_wide else ">B64B", is_wide << 4 | i, *header.quants[i]))
+        out += _marker(DQT, struct.pack(">B64H" if wide[i] else ">B64B", wide[i] << 4 | i, *header.quants[i]))
     size_at = len(out) + 5
-    frame = struct.pack(">BHHB", 8, header.height, header.width, len(parts))
-    out += _marker(
-        SOF1 if wide else SOF0, frame + b"".join(bytes((p[0], p.h << 4 | p.v, p.quant)) for p in parts)
-    )
+    frame = struct.pack(">BHHB", 8, header.height, header.width, len(components))
+    frame += b"".join(bytes((c.identifier, c.h << 4 | c.v, c.quant)) for c in components)
+    out += _marker(SOF1 if any(wide.values()) else SOF0, frame)
     body = b"".join(bytes((i >> 1 | (i & 1) << 4,)) + t.counts + t.symbols for i, t in enumerate(tables))
     out += _marker(DHT, body)
-    scan = b"".join(bytes((p.identifier, 0x11 if i else 0)) for i, p in enumerate(parts))
-    out += _marker(SOS, bytes((len(parts),)) + scan + b"\0\x3f\0")
+    scan = b"".join(bytes((c.identifier, 0x11 if i else 0)) for i, c in enumerate(components))
+    out += _marker(SOS, bytes((len(components),)) + scan + b"\0\x3f\0")
     return bytes(out), size_at
 
 

@@ -50,6 +50,8 @@ def shuffle_blocks(count: int, key: int, positions: np.ndarray) -> np.ndarray:
 def upcoming_blocks(count: int, key: int, positions: np.ndarray) -> np.ndarray:
     """The records to ask the disk for while `positions` are read: whole blocks, one window ahead."""
     rounds = count // (BLOCK_RECORDS * LANES)
+    if not rounds:
+        return np.empty(0, np.int64)
     lanes, steps = positions % LANES, positions // LANES + (WINDOW_BLOCKS + 1) * BLOCK_RECORDS
     soon = steps < rounds * BLOCK_RECORDS
     return _find_records(count, key, lanes[soon], steps[soon])

@@ -30,9 +30,8 @@ def plan_train(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The boxes of RandomResizedCrop, int64[n, 4], and the flips, bool[n].
 
-    The boxes have the distribution of torchvision's. Up to ten times, draw an area and a ratio of the sides.
-    The first box that fits goes to a random place. If none fits, take the largest centred box of an allowed
-    ratio.
+    As torchvision, draw an area and a ratio of the sides up to ten times. The first box that fits goes to a
+    random place. If none fits, take the largest centred box of an allowed ratio.
     """
     key = make_key(seed, epoch, CROPS)
     counters = np.asarray(positions, np.int64) * _DRAWS
@@ -40,21 +39,21 @@ def plan_train(
     shapes = _fallback_shapes(sizes, ratio)
     places = (sizes - shapes) // 2
 
-    left = np.arange(len(sizes))  # rows that have no box yet
+    pending = np.arange(len(sizes))  # rows that have no box yet
     for attempt in range(_ATTEMPTS):
-        if not left.size:
+        if not pending.size:
             break
-        area_draw = random_uniform(key, counters[left] + 2 * attempt)
-        ratio_draw = random_uniform(key, counters[left] + 2 * attempt + 1)
-        area = sizes[left].prod(axis=1) * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        area_draw = random_uniform(key, counters[pending] + 2 * attempt)
+        ratio_draw = random_uniform(key, counters[pending] + 2 * attempt + 1)
+        area = sizes[pending].prod(axis=1) * (scale[0] + (scale[1] - scale[0]) * area_draw)
         aspect = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * ratio_draw)
         tried = np.rint(np.sqrt(np.stack([area * aspect, area / aspect], axis=1))).astype(np.int64)
-        fits = ((tried > 0) & (tried <= sizes[left])).all(axis=1)
-        rows = left[fits]
+        fits = ((tried > 0) & (tried <= sizes[pending])).all(axis=1)
+        rows = pending[fits]
         shapes[rows] = tried[fits]
         draws = random_uniform(key, counters[rows, None] + np.array([_LEFT, _TOP]))
         places[rows] = draws * (sizes[rows] - shapes[rows] + 1)
-        left = left[~fits]
+        pending = pending[~fits]
 
     flips = random_uniform(key, counters + _FLIP) < hflip
     return np.concatenate([places, shapes], axis=1), flips
@@ -64,8 +63,7 @@ def plan_eval(sizes: np.ndarray, *, size: int, resize: int) -> np.ndarray:
     """Resize(resize) and CenterCrop(size) as one box, int64[n, 4], to be resized to (size, size).
 
     The box is the outline of that crop on the original, with each edge rounded to a whole pixel. On 120
-    generated photos of ImageNet's sizes the pixels differ from those of the two steps by 1.2 of 255 on
-    average.
+    generated photos of ImageNet's sizes the pixels differ from those of the two steps by 1.2 of 255 (mean).
     """
     sizes = np.asarray(sizes, np.int64)
     shorter = sizes.min(axis=1, keepdims=True)

@@ -16,15 +16,14 @@ import numpy as np
 # What the numbers are for. It is part of the key, so that two uses never share numbers.
 CROPS, FULL, BLOCK, LOCAL, BUFFER = range(5)
 
-_GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
 def make_key(*words: int) -> int:
     """Mix the words, which are any integers, into 64 bits."""
-    key = 0
+    key, zero = 0, np.zeros(1, np.int64)
     for word in words:
-        key = _mix_int((key + (word & _MASK) + _GOLDEN) & _MASK)
+        key = int(random_bits(key + word & _MASK, zero)[0])
     return key
 
 
@@ -32,7 +31,7 @@ def random_bits(key: int | np.ndarray, counters: np.ndarray) -> np.ndarray:
     """One uint64 for each counter (integers that are not negative) and its key."""
     z = counters.astype(np.uint64)
     z += np.uint64(1)
-    z *= np.uint64(_GOLDEN)
+    z *= np.uint64(0x9E3779B97F4A7C15)
     z += np.asarray(key, np.uint64)
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
@@ -75,12 +74,6 @@ def _feistel(count: int, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
         x = (x + random_bits(keys ^ _ROUNDS[2 * step], y) % a) % a
         y = (y + random_bits(keys ^ _ROUNDS[2 * step + 1], x) % b) % b
     return x * b + y
-
-
-def _mix_int(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
 
 
 _ROUNDS = np.array([make_key(i) for i in range(8)], np.uint64)

@@ -11,7 +11,8 @@ import dataclasses
 import hashlib
 import json
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +20,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from imagelmdb.errors import BadImageError, UserError
-from imagelmdb.parallel import count_cores, map_in_order
+from imagelmdb.errors import DAMAGE, BadImageError, UserError, describe
+from imagelmdb.jpeg.index import INDEX_VERSION
+from imagelmdb.parallel import count_cores, make_bar, map_in_order
 from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import FORMAT_VERSION, Meta
+from imagelmdb.store.images import MAX_PIXELS
 from imagelmdb.store.output import Output
-from imagelmdb.store.progress import make_bar
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.sources import Source, open_source
 from imagelmdb.store.writer import Row, ShardWriter
@@ -38,9 +40,12 @@ _NAMED_NOTES = 1000  # the summary in the store names so many re-encoded images 
 class Bad(NamedTuple):
     """An item of the source that is not an image, and why."""
 
-    position: int
+    position: int  # in the order of the conversion, over all shards
     name: str
     reason: str
+
+
+Made = tuple[int, Row | None, Bad | None]  # (shard, row, None) or (shard, None, bad)
 
 
 @dataclass
@@ -70,6 +75,7 @@ def convert(
     shuffle: bool = False,
     seed: int = 0,
     skip_bad: bool = False,
+    max_pixels: int = MAX_PIXELS,
     force: bool = False,
     progress: bool = False,
 ) -> Report:
@@ -80,6 +86,7 @@ def convert(
     workers: threads; by default one for each core.
     skip_bad: leave out the items that are not images. Without it they leave the store unfinished:
         report.complete is False, and the same call goes on once the files are mended.
+    max_pixels: an image of more pixels is refused; by default Pillow's limit.
     force: replace a store that is there already.
 
     Raises UserError if the output is not usable, before it touches anything, and at the end if no item is an
@@ -98,7 +105,7 @@ def convert(
     layout = Output(output, shards=shards, conversion=conversion, force=force)
     layout.refuse_overlap(source)
     with layout:
-        job = _Job(source, how, order, conversion, layout)
+        job = _Job(source, how, order, conversion, layout, max_pixels)
         try:
             return job.run(workers, skip_bad, progress)
         finally:
@@ -108,9 +115,17 @@ def convert(
 class _Job:
     """One run of one conversion: everything that its steps share."""
 
-    def __init__(self, source: Source, how: Encoding, order: np.ndarray, conversion: str, output: Output):
+    def __init__(
+        self,
+        source: Source,
+        how: Encoding,
+        order: np.ndarray,
+        conversion: str,
+        output: Output,
+        max_pixels: int,
+    ):
         self.source, self.how, self.order, self.output = source, how, order, output
-        self.conversion = conversion
+        self.conversion, self.max_pixels = conversion, max_pixels
         self.writers: list[ShardWriter] = []
         # Shard s has the positions from starts[s] up to starts[s + 1].
         shards = len(output.files)
@@ -148,34 +163,55 @@ class _Job:
         return np.flatnonzero(~done)
 
     def _write_all(self, todo: np.ndarray, workers: int, report: Report, bar: tqdm) -> None:
-        shard, started, written_bytes = 0, time.monotonic(), 0
-        with _Committer() as committer:
-            for row, bad in map_in_order(self._make_row, todo.tolist(), workers):
-                bar.update()
-                if bad:
-                    report.bad.append(bad)
-                    continue
-                while row.position >= self.starts[shard + 1]:
-                    shard += 1
-                committer.add(self.writers[shard], row._replace(position=row.position - self.starts[shard]))
-                report.converted += 1
-                written_bytes += len(row.value)
-                mb_per_s = written_bytes / 1e6 / (time.monotonic() - started)
-                bar.set_postfix_str(f"{mb_per_s:.1f} MB/s", refresh=False)
+        made = map_in_order(self._make_row, todo.tolist(), workers)
+        # The commits have a thread of their own, so encoding goes on while the disk is busy.
+        for _ in map_in_order(self._commit, self._collect(made, report, bar), 1):
+            pass
 
-    def _make_row(self, position: int) -> tuple[Row | None, Bad | None]:
-        """Read and encode one item of the source: (row, None) or (None, bad). Runs in many threads."""
+    def _collect(self, made: Iterable[Made], report: Report, bar: tqdm) -> Iterator[tuple[int, list[Row]]]:
+        """(shard, rows) of each transaction."""
+        started = since = time.monotonic()
+        rows, row_bytes, rows_shard, total_bytes = [], 0, 0, 0
+        for shard, row, bad in made:
+            bar.update()
+            if bad:
+                report.bad.append(bad)
+                continue
+            late = time.monotonic() - since > _COMMIT_SECONDS
+            if rows and (late or row_bytes >= _COMMIT_BYTES or shard != rows_shard):
+                yield rows_shard, rows
+                rows, row_bytes, since = [], 0, time.monotonic()
+            rows_shard = shard
+            rows.append(row)
+            row_bytes += len(row.value)
+            total_bytes += len(row.value)
+            report.converted += 1
+            mb_per_s = total_bytes / 1e6 / (time.monotonic() - started)
+            bar.set_postfix_str(f"{mb_per_s:.1f} MB/s", refresh=False)
+        if rows:
+            yield rows_shard, rows
+
+    def _commit(self, batch: tuple[int, list[Row]]) -> None:
+        shard, rows = batch
+        self.writers[shard].write(rows)
+
+    def _make_row(self, position: int) -> Made:
+        """Read and encode one item of the source. Runs in many threads."""
+        shard = bisect_right(self.starts, position) - 1
         item = int(self.order[position])
         name = self.source.name(item)
         try:
             image, label = self.source.read(item)
-            return Row.pack(position, encode_image(image, self.how), label=label, name=name), None
-        except (OSError, ValueError, BadImageError) as error:
+            encoded = encode_image(image, self.how, max_pixels=self.max_pixels)
+            return shard, Row.pack(position - self.starts[shard], encoded, label=label, name=name), None
+        except (OSError, ValueError, MemoryError, BadImageError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return None, Bad(position, name, " ".join(reason.split()))
+        except DAMAGE as error:
+            reason = describe(error)
+        return shard, None, Bad(position, name, " ".join(reason.split()))
 
     def _describe(self, report: Report) -> Meta:
-        """The facts about the store that all its shards share."""
+        """What all shards of the store share."""
         stored = sum(writer.count() for writer in self.writers)
         return Meta(
             encoding=self.how.encoding,
@@ -194,58 +230,20 @@ class _Job:
             },
         )
 
-    def _finish(self, report: Report, facts: Meta) -> None:
-        metas = [w.finish(dataclasses.replace(facts, shard=s)) for s, w in enumerate(self.writers)]
+    def _finish(self, report: Report, meta: Meta) -> None:
+        metas = [w.finish(dataclasses.replace(meta, shard=s)) for s, w in enumerate(self.writers)]
         self.close()
         report.complete = True
-        report.count = facts.total
+        report.count = meta.total
         report.image_bytes = sum(meta.image_bytes for meta in metas)
         report.store_bytes = sum(file.stat().st_size for file in self.output.files)
         report.digest = LMDBStore(self.output.path).digest
 
 
-class _Committer:
-    """Collects rows and writes them in a thread of its own, so encoding goes on while the disk is busy."""
-
-    def __init__(self):
-        self._executor = ThreadPoolExecutor(1)
-        self._under_way: Future | None = None
-        self._start_batch(None)
-
-    def __enter__(self) -> _Committer:
-        return self
-
-    def __exit__(self, error_type, *_) -> None:
-        try:
-            if error_type is None:
-                self._commit()
-                if self._under_way:
-                    self._under_way.result()
-        finally:
-            self._executor.shutdown()
-
-    def add(self, writer: ShardWriter, row: Row) -> None:
-        late = time.monotonic() - self._since > _COMMIT_SECONDS
-        if late or self._bytes >= _COMMIT_BYTES or writer is not self._writer:
-            self._commit()
-            self._start_batch(writer)
-        self._rows.append(row)
-        self._bytes += len(row.value)
-
-    def _start_batch(self, writer: ShardWriter | None) -> None:
-        self._writer, self._rows, self._bytes, self._since = writer, [], 0, time.monotonic()
-
-    def _commit(self) -> None:
-        if self._under_way:
-            self._under_way.result()
-        if self._rows:
-            self._under_way = self._executor.submit(self._writer.write, self._rows)
-
-
 def _identify(source: Source, how: Encoding, shards: int, order: np.ndarray) -> str:
     """A digest of the source and all settings: a resume must have the same."""
-    facts = [FORMAT_VERSION, source.fingerprint(), dataclasses.asdict(how), shards]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    settings = [FORMAT_VERSION, INDEX_VERSION, source.fingerprint(), dataclasses.asdict(how), shards]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(order.astype("<i8"))  # and not the seed: numpy may change the order that a seed gives
     return digest.hexdigest()
 

@@ -17,8 +17,8 @@ import simplejpeg
 from PIL import Image
 
 from imagelmdb.errors import BadImageError, UserError
-from imagelmdb.jpeg.markers import JPEGError, check_whole
-from imagelmdb.jpeg.tile import TILE_BYTES, tile_jpeg
+from imagelmdb.jpeg.markers import JPEGError, check_common
+from imagelmdb.jpeg.tile import TILE_BYTES, rewrite_jpeg, tile_jpeg
 from imagelmdb.store import images
 
 # For images that cannot be kept losslessly: CMYK, PNG, arithmetic coding. Their chroma is not subsampled.
@@ -57,45 +57,52 @@ class Encoded(NamedTuple):
     note: str  # why it had to be re-encoded although the settings do not ask for that; else ""
 
 
-def encode_image(image: bytes | Image.Image, how: Encoding) -> Encoded:
+def encode_image(
+    image: bytes | Image.Image, how: Encoding, *, max_pixels: int = images.MAX_PIXELS
+) -> Encoded:
     """Encode one image. Raises BadImageError with the reason if it is not a sound image."""
     if isinstance(image, Image.Image):
-        pixels = _shrink(image.convert("RGB"), how.max_size)
-        return _encode_pixels(pixels, how, how.quality or REENCODE_QUALITY)
+        images.check_pixels(*image.size, max_pixels)
+        return _encode_pixels(image.convert("RGB"), how)
     if not image:
         raise BadImageError("empty file")
-    if how.encoding == "raw" or how.quality is not None:
-        return _encode_pixels(
-            _shrink(images.open_image(image), how.max_size), how, how.quality or REENCODE_QUALITY
-        )
-    if how.max_size is not None and max(images.read_size(image)) > how.max_size:
-        return _encode_pixels(_shrink(images.open_image(image), how.max_size), how, SHRUNK_QUALITY)
-    return _keep(image, how)
+    size = images.read_size(image, max_pixels=max_pixels)
+    is_too_large = how.max_size is not None and max(size) > how.max_size
+    if how.encoding == "jpeg" and how.quality is None and not is_too_large:
+        return _keep(image, how, max_pixels)
+    pixels = images.open_image(image, max_pixels=max_pixels)
+    return _encode_pixels(pixels, how, SHRUNK_QUALITY if is_too_large else REENCODE_QUALITY)
 
 
-def _keep(data: bytes, how: Encoding) -> Encoded:
+def _keep(data: bytes, how: Encoding, max_pixels: int) -> Encoded:
+    """Keep the coefficients, or else the pixels at a high quality."""
     try:
-        return _recode(data, how, TILE_BYTES)
+        if how.tile:
+            return _tile(data, TILE_BYTES)
+        check_common(data)
+        if not images.decodes_as_it_is(data, max_pixels=max_pixels):
+            data = rewrite_jpeg(data)
+        return Encoded(data, b"", *images.read_size(data, max_pixels=max_pixels), "")
     except JPEGError as error:
         reason = str(error)
-    pixels = images.open_image(data)  # raises BadImageError if the file is damaged, and not only unusual
-    return _encode_pixels(pixels, how, REENCODE_QUALITY)._replace(note=reason)
+    pixels = images.open_image(data, max_pixels=max_pixels)  # refused if it is damaged and not only unusual
+    return _encode_pixels(pixels, how)._replace(note=reason)
 
 
-def _recode(data: bytes, how: Encoding, tile_bytes: int) -> Encoded:
-    if how.tile:
-        tiled = tile_jpeg(data, tile_bytes=tile_bytes)
-        return Encoded(tiled.data, tiled.index, tiled.width, tiled.height, "")
-    return Encoded(data, b"", *check_whole(data), "")
+def _tile(data: bytes, tile_bytes: int) -> Encoded:
+    tiled = tile_jpeg(data, tile_bytes=tile_bytes)
+    return Encoded(tiled.data, tiled.index, tiled.width, tiled.height, "")
 
 
-def _encode_pixels(pixels: Image.Image, how: Encoding, quality: int) -> Encoded:
+def _encode_pixels(pixels: Image.Image, how: Encoding, quality: int = REENCODE_QUALITY) -> Encoded:
+    """Shrink and encode an image. `quality` counts if the settings name none."""
+    pixels, quality = _shrink(pixels, how.max_size), how.quality or quality
     if how.encoding == "raw":
         return Encoded(np.asarray(pixels).tobytes(), b"", *pixels.size, "")
     subsampling = "444" if quality > 90 else "420"
     try:
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", subsampling)
-        return _recode(data, how, REENCODED_TILE_BYTES)
+        return _tile(data, REENCODED_TILE_BYTES) if how.tile else Encoded(data, b"", *pixels.size, "")
     except ValueError as error:  # from libjpeg, for images that are too large; or a JPEGError
         raise BadImageError(str(error)) from error
 

@@ -2,10 +2,10 @@
 
 A store is one LMDB, or a directory of shards, each of them an LMDB with these entries:
 
-    b"00000000", ...  one record for each key (8 digits): msgpack [image, label, tiles, checksum]
+    b"00000000", ...  one record for each key (8 digits): msgpack [image, label, tile index, checksum]
     b"__len__"        msgpack int, the number of records
     b"__keys__"       msgpack array of the records' keys, in index order
-    b"__meta__"       msgpack map, the fields of Meta
+    b"__meta__"       msgpack map, the fields of Meta, and "check" over them
     b"__labels__"     int32[n]            \\
     b"__sizes__"      int32[n, 2]          | flat little-endian arrays in index order. Sizes are
     b"__checksums__"  uint64[n]            | (width, height). Name i is the UTF-8 text
@@ -20,13 +20,17 @@ is the 3 bytes aa bb cc, its label 7, and it has no tile index, then its value i
 
     94  c4 03 aa bb cc  07  c4 00  cf 0123456789abcdef
     |   |               |   |      a uint64: the checksum
-    |   |               |   no bytes: the tile index
+    |   |               |   no bytes: the tile index, see jpeg/index.py
     |   |               the label
     |   3 bytes: the image
     an array of 4 items
 
 Readers of older tools know `value[0]` (the image) and `value[1]` (the label), `__len__` and `__keys__`. They
 can read such a store without a change.
+
+A record's checksum is the 64-bit XXH3 of the image, the label (an int32) and the tile index, one after the
+other. The "check" of `__meta__` is a BLAKE2 of the map without it. Format 1, which release 0.1.0 wrote, has
+64 bits of a BLAKE2 for each record, which takes 15 times as long, and often no "check".
 
 Extents are there because py-lmdb touches every page of a value that it returns, and a crop needs few of them.
 A value that fills whole pages of its own keeps its place in the file until somebody writes it again.
@@ -44,10 +48,13 @@ from typing import NamedTuple
 
 import msgpack
 import numpy as np
+import xxhash
 
-from imagelmdb.errors import StoreError
+from imagelmdb.errors import DAMAGE, StoreError, describe
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+CHECKSUM_NAMES = {1: "blake2b", 2: "xxh3"}  # version -> how `imagelmdb info` names its checksums
+MOST_SHARDS = 100_000  # their file names have 5 digits
 
 KEY_WIDTH = 8
 LEN_KEY = b"__len__"
@@ -70,12 +77,12 @@ class Record(NamedTuple):
     """One record of a store.
 
     image: an encoded image (a memoryview, no copy), or uint8 HWC pixels if the store is raw.
-    tiles: the tile index that jpeg/crop.py takes; empty if the JPEG has none.
+    tile_index: what jpeg/crop.py takes, see jpeg/index.py; empty if the image has none.
     """
 
     image: memoryview | np.ndarray
     label: int
-    tiles: bytes = b""
+    tile_index: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -102,22 +109,75 @@ class Meta:
     summary: dict = field(default_factory=dict)  # what the conversion counted, for `imagelmdb info`
 
     def pack(self) -> bytes:
-        return msgpack.packb(asdict(self))
+        """The fields, and a digest of them as one more: "check"."""
+        found = asdict(self)
+        return msgpack.packb(found | {"check": _digest_fields(found)})
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> Meta:
-        """Raise StoreError if `data` is not the fields of this version."""
+        """Raise StoreError if `data` is not what was written, or is of a later version."""
         try:
             found = msgpack.unpackb(data)
             version = found["version"]
-        except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-            raise StoreError(f"{META_KEY.decode()} is damaged ({error or type(error).__name__})") from error
-        if version != FORMAT_VERSION:
-            raise StoreError(f"format version {version!r}, but this release reads version {FORMAT_VERSION}")
+        except DAMAGE as error:
+            raise StoreError(f"{META_KEY.decode()} is damaged ({describe(error)})") from error
+        if type(version) is not int or version not in CHECKSUM_NAMES:
+            raise StoreError(
+                f"format version {version!r}, but this release reads up to version {FORMAT_VERSION}"
+            )
+        check = found.pop("check", None)  # release 0.1.0 wrote none
+        if check != _digest_fields(found) and (version > 1 or check is not None):
+            raise StoreError(f"{META_KEY.decode()} is damaged: its checksum differs")
         try:
-            return cls(**{name: found[name] for name in (f.name for f in fields(cls))})
+            meta = cls(**{name: found[name] for name in (f.name for f in fields(cls))})
         except KeyError as error:
             raise StoreError(f"{META_KEY.decode()} lacks {error}") from error
+        if wrong := [name for name, fits in meta._fits().items() if not fits]:
+            value = repr(getattr(meta, wrong[0]))[:40]
+            raise StoreError(f"{META_KEY.decode()} is damaged: its {wrong[0]} is {value}")
+        return meta
+
+    def _fits(self) -> dict[str, bool]:
+        """Whether each field is of its type and in its range. A file from outside may have anything."""
+        counts = ("version", "count", "total", "skipped", "image_bytes", "transaction")
+        texts = ("source", "conversion", "digest")
+        return {
+            "encoding": self.encoding in ("jpeg", "raw"),
+            "classes": isinstance(self.classes, list) and all(type(name) is str for name in self.classes),
+            **{name: _is_number(getattr(self, name), 0, 2**64) for name in counts},
+            "tiled": type(self.tiled) is bool,
+            "max_size": self.max_size is None or _is_number(self.max_size, 1, 2**31),
+            "quality": self.quality is None or _is_number(self.quality, 1, 100),
+            "shards": _is_number(self.shards, 1, MOST_SHARDS),
+            "shard": _is_number(self.shard, 0, MOST_SHARDS) and self.shard < self.shards,
+            **{name: type(getattr(self, name)) is str for name in texts},
+            "array_extents": isinstance(self.array_extents, dict)
+            and all(
+                isinstance(extent, list) and len(extent) == 2 and all(_is_number(n, 0, 2**63) for n in extent)
+                for extent in self.array_extents.values()
+            ),
+            "summary": isinstance(self.summary, dict),
+        }
+
+
+def _is_number(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _digest_fields(found: dict) -> bytes:
+    return hashlib.blake2b(msgpack.packb(found), digest_size=16).digest()
+
+
+def unpack_unfinished(data: bytes | memoryview) -> tuple[str, str]:
+    """(conversion, source) of an unfinished store, from its UNFINISHED_KEY."""
+    try:
+        found = msgpack.unpackb(data)
+        conversion, source = found["conversion"], found["source"]
+    except DAMAGE as error:
+        raise StoreError(f"{UNFINISHED_KEY.decode()} is damaged ({describe(error)})") from error
+    if type(conversion) is not str or type(source) is not str:
+        raise StoreError(f"{UNFINISHED_KEY.decode()} is damaged: no texts in it")
+    return conversion, source
 
 
 def make_key(position: int) -> bytes:
@@ -125,20 +185,24 @@ def make_key(position: int) -> bytes:
     return b"%0*d" % (KEY_WIDTH, position)
 
 
-def checksum(image: bytes | memoryview, label: int, tiles: bytes) -> int:
-    """64 bits of a BLAKE2 over the whole record."""
-    digest = hashlib.blake2b(image, digest_size=8)
+def checksum(
+    image: bytes | memoryview, label: int, tile_index: bytes, *, version: int = FORMAT_VERSION
+) -> int:
+    """64 bits over the whole record."""
+    digest = hashlib.blake2b(image, digest_size=8) if version == 1 else xxhash.xxh3_64(image)
     digest.update(struct.pack("<i", label))
-    digest.update(tiles)
-    return int.from_bytes(digest.digest(), "little")
+    digest.update(tile_index)
+    return int.from_bytes(digest.digest(), "little") if version == 1 else digest.intdigest()
 
 
-def pack_record(image: bytes, label: int, *, tiles: bytes, check: int) -> bytes:
-    return msgpack.packb([image, label, tiles, check])
+def pack_record(image: bytes, label: int, tile_index: bytes) -> tuple[bytes, int]:
+    """(value, checksum)"""
+    check = checksum(image, label, tile_index)
+    return msgpack.packb([image, label, tile_index, check]), check
 
 
 def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:
-    """(image, label, tiles, checksum). The image is a slice of `value`: it is not copied."""
+    """(image, label, tile index, checksum). The image is a slice of `value`: it is not copied."""
     if len(value) < 6 or value[0] != 0x94:
         raise StoreError("is not a record of four items")
     start = {0xC4: 3, 0xC5: 4, 0xC6: 6}.get(value[1])  # bin 8, bin 16, bin 32
@@ -146,12 +210,14 @@ def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:
         raise StoreError("has no image bytes")
     end = start + int.from_bytes(value[2:start], "big")
     try:
-        label, tiles, check = msgpack.unpackb(b"\x93" + bytes(value[end:]))
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise StoreError(f"has a damaged tail ({error or type(error).__name__})") from error
-    if type(label) is not int or type(tiles) is not bytes or type(check) is not int:
+        label, tile_index, check = msgpack.unpackb(b"\x93" + bytes(value[end:]))
+    except DAMAGE as error:
+        raise StoreError(f"has a damaged tail ({describe(error)})") from error
+    if type(tile_index) is not bytes or type(check) is not int:
         raise StoreError("has a damaged tail")
-    return value[start:end], label, tiles, check
+    if not _is_number(label, 0, 2**31 - 1):
+        raise StoreError(f"has the label {label!r}, which is not a class number")
+    return value[start:end], label, tile_index, check
 
 
 def digest_arrays(shards: list[dict[str, np.ndarray]]) -> str:

@@ -1,7 +1,7 @@
 """LMDBStore: the records of a store, in any layout, also if an older tool wrote it.
 
 store = LMDBStore("train-lmdb/")
-record = store[7]            # Record(image, label, tiles)
+record = store[7]            # Record(image, label, tile_index)
 store.labels, store.sizes    # numpy views of the mapped file
 """
 
@@ -14,15 +14,21 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgpack
 import numpy as np
 
-from imagelmdb.errors import StoreError, UnfinishedStoreError
-from imagelmdb.store.format import META_KEY, UNFINISHED_KEY, Meta, Record, digest_arrays
+from imagelmdb.errors import DAMAGE, StoreError, UnfinishedStoreError, describe
+from imagelmdb.store.format import (
+    META_KEY,
+    UNFINISHED_KEY,
+    Meta,
+    Record,
+    digest_arrays,
+    unpack_unfinished,
+)
 from imagelmdb.store.legacy.formats import open_legacy
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import open_environment
-from imagelmdb.store.shard import Part, Shard
+from imagelmdb.store.shard import Shard, StoreFile
 
 SHARD_PATTERN = "shard-*.lmdb"
 
@@ -30,9 +36,8 @@ SHARD_PATTERN = "shard-*.lmdb"
 class LMDBStore:
     """A finished store: a directory, a single file, a folder of shards, or a database of an older tool.
 
-    It opens its files on first use. So a pickle of it is only a path. A spawned process opens the files
-    itself, and a forked one goes on with its parent's (see lmdbfile/environment.py). `partial` accepts a
-    folder where some shards are missing: each node of a cluster may have a few of them.
+    It opens its files on first use, so a pickle of it is only a path. `partial` accepts a folder where some
+    shards are missing: each node of a cluster may have a few of them.
     """
 
     def __init__(self, path: str | Path, *, partial: bool = False):
@@ -43,32 +48,31 @@ class LMDBStore:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
-        part, local = self._locate(index)
-        return part[local]
+        file, local = self._locate(index)
+        return file[local]
 
     def __repr__(self) -> str:
         return f"LMDBStore({str(self.path)!r})"
 
-    def __reduce__(self):
-        return _reopen, (self.path, self.partial)
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "partial": self.partial}
 
     @cached_property
-    def parts(self) -> list[Part]:
+    def files(self) -> list[StoreFile]:
         """The LMDBs of this store, in order."""
-        files = find_files(self.path)
-        parts = [_open_part(file) for file in files]
-        if len(parts) > 1 or parts[0].shards > 1:
-            _check_shards(self.path, parts, self.partial)
-        return parts
+        files = [_open_file(path) for path in find_files(self.path)]
+        if len(files) > 1 or files[0].shards > 1:
+            _check_shards(self.path, files, self.partial)
+        return files
 
     @property
     def encoding(self) -> str:
         """ "jpeg" or "raw" (uint8 HWC)."""
-        return self.parts[0].encoding
+        return self.files[0].encoding
 
     @property
     def classes(self) -> list[str]:
-        return self.parts[0].classes
+        return self.files[0].classes
 
     @cached_property
     def class_to_idx(self) -> dict[str, int]:
@@ -82,28 +86,36 @@ class LMDBStore:
     @cached_property
     def sizes(self) -> np.ndarray | None:
         """int32 [n, 2], (width, height); None if an older tool did not store them."""
-        return None if self.parts[0].sizes is None else self._array("sizes")
+        return None if self.files[0].sizes is None else self._array("sizes")
 
     def name(self, index: int) -> str:
-        """The image's path in the source, such as "n01440764/n01440764_10026.JPEG"."""
-        part, local = self._locate(index)
-        return part.name(local)
+        file, local = self._locate(index)
+        return file.name(local)
 
     def where(self, index: int) -> str:
-        """The file and the key, for messages."""
-        part, local = self._locate(index)
-        return part.where(local)
+        file, local = self._locate(index)
+        return file.where(local)
 
     def prefetch(self, indices: Iterable[int]) -> None:
-        """Ask the kernel to read these records' pages ahead. Returns at once."""
         for index in indices:
-            part, local = self._locate(index)
-            part.prefetch(local)
+            file, local = self._locate(index)
+            file.prefetch(local)
+
+    def has_changed(self, index: int) -> bool:
+        file, _ = self._locate(index)
+        return file.has_changed()
 
     def check(self, index: int) -> None:
-        """Raise StoreError if the record is not what was written."""
-        part, local = self._locate(index)
-        part.check(local)
+        file, local = self._locate(index)
+        file.check(local)
+
+    def check_arrays(self) -> None:
+        for file in self.files:
+            file.check_arrays()
+
+    @property
+    def has_checksums(self) -> bool:
+        return all(file.digest for file in self.files)
 
     @property
     def advice(self) -> str:
@@ -123,32 +135,32 @@ class LMDBStore:
             "encoding": self.encoding,
             "store_bytes": sum(file.stat().st_size for file in files),
         }
-        facts |= self.parts[0].describe()
+        facts |= self.files[0].describe()
         if digest := self.digest:
-            image_bytes = sum(part.describe()["image_bytes"] for part in self.parts)
+            image_bytes = sum(file.describe()["image_bytes"] for file in self.files)
             facts |= {"image_bytes": image_bytes, "digest": digest}
         return facts
 
     @property
     def digest(self) -> str:
         """One digest of all records, however many shards there are; "" for another tool's database."""
-        arrays = [part.arrays for part in self.parts]
+        arrays = [file.arrays for file in self.files]
         return digest_arrays(arrays) if all(arrays) else ""
 
     @cached_property
     def _ends(self) -> list[int]:
-        return list(accumulate(len(part) for part in self.parts))
+        return list(accumulate(len(file) for file in self.files))
 
-    def _locate(self, index: int) -> tuple[Part, int]:
+    def _locate(self, index: int) -> tuple[StoreFile, int]:
         count = self._ends[-1]
         if not -count <= index < count:
             raise IndexError(f"record {index} of {count} in {self.path}")
         index = int(index) % count
-        part = bisect_right(self._ends, index)
-        return self.parts[part], index - (self._ends[part - 1] if part else 0)
+        number = bisect_right(self._ends, index)
+        return self.files[number], index - (self._ends[number - 1] if number else 0)
 
     def _array(self, name: str) -> np.ndarray:
-        arrays = [getattr(part, name) for part in self.parts]
+        arrays = [getattr(file, name) for file in self.files]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
@@ -174,7 +186,7 @@ def find_files(path: Path) -> list[Path]:
 
 def find_local_shards(path: str | Path) -> dict[int, int]:
     """{shard number: records} of the shards that are here, in the order of LMDBStore(path, partial=True)."""
-    return {part.shard: len(part) for part in LMDBStore(path, partial=True).parts}
+    return {file.shard: len(file) for file in LMDBStore(path, partial=True).files}
 
 
 class State(NamedTuple):
@@ -192,36 +204,38 @@ def read_state(file: Path) -> State:
         meta = Meta.unpack(facts)
         return State(True, meta.conversion, meta.source)
     if facts := environment.get(UNFINISHED_KEY):
-        unfinished = msgpack.unpackb(facts)
-        return State(False, unfinished["conversion"], unfinished["source"])
-    return State(environment.count() > 0, "", "")
+        return State(False, *unpack_unfinished(facts))
+    return State(environment.facts.entries > 0, "", "")
 
 
-def _open_part(file: Path) -> Part:
-    if not any(datafile.has_key(file, key) for key in (META_KEY, UNFINISHED_KEY)):
-        datafile.check_tree(file)  # not ours: check every page before liblmdb reads any
-    environment = open_environment(file)
+def _open_file(path: Path) -> StoreFile:
+    if not any(datafile.has_key(path, key) for key in (META_KEY, UNFINISHED_KEY)):
+        datafile.check_tree(path)  # not ours: check every page before liblmdb reads any
+    environment = open_environment(path)
     try:
         if meta := environment.get(META_KEY):
             return Shard(environment, Meta.unpack(meta))
-        state = read_state(file)
+        state = read_state(path)
     except StoreError as error:
-        raise StoreError(f"{file}: {error}") from error
+        raise StoreError(f"{path}: {error}") from error
     if state.finished:
-        return open_legacy(environment)
+        try:
+            return open_legacy(environment)
+        except DAMAGE as error:
+            raise StoreError(f"{path} is damaged: {describe(error)}") from error
     del environment  # otherwise a traceback that somebody keeps would keep the file open
     raise UnfinishedStoreError(
-        f"{file} is unfinished: to finish it, run the command that converts {state.source or 'its source'} "
+        f"{path} is unfinished: to finish it, run the command that converts {state.source or 'its source'} "
         "once more (with --skip-bad to leave out the files that errors.jsonl names)"
     )
 
 
-def _check_shards(path: Path, parts: list[Part], partial: bool) -> None:
-    first = parts[0]
-    for part in parts:
-        if (part.conversion, part.shards) != (first.conversion, first.shards):
-            raise StoreError(f"{part.file} belongs to another store than {parts[0].file}")
-    found = [part.shard for part in parts]
+def _check_shards(path: Path, files: list[StoreFile], partial: bool) -> None:
+    first = files[0]
+    for file in files:
+        if (file.conversion, file.shards) != (first.conversion, first.shards):
+            raise StoreError(f"{file.path} belongs to another store than {first.path}")
+    found = [file.shard for file in files]
     missing = sorted(set(range(first.shards)) - set(found))
     if len(set(found)) != len(found):
         raise StoreError(f"{path} has a shard twice: {found}")
@@ -230,7 +244,3 @@ def _check_shards(path: Path, parts: list[Part], partial: bool) -> None:
             f"{path} lacks {len(missing)} of {first.shards} shards, the first of them is {missing[0]}: "
             "pass the folder that has all of them"
         )
-
-
-def _reopen(path: Path, partial: bool) -> LMDBStore:
-    return LMDBStore(path, partial=partial)

@@ -1,4 +1,4 @@
-"""Shard: one LMDB of our own format. And Part, what a store needs of each of its LMDBs."""
+"""Shard: one LMDB of our own format. And StoreFile, what a store needs of each of its LMDBs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,27 @@ from typing import Any, Protocol
 import numpy as np
 
 from imagelmdb.errors import StoreError
-from imagelmdb.store.format import ARRAYS, Meta, Record, checksum, digest_arrays, make_key, unpack_record
+from imagelmdb.store.format import (
+    ARRAYS,
+    CHECKSUM_NAMES,
+    Meta,
+    Record,
+    checksum,
+    digest_arrays,
+    make_key,
+    unpack_record,
+)
+from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment
 from imagelmdb.store.texts import Texts
 
+_SHOWN = ("image_bytes", "tiled", "max_size", "quality", "shards", "skipped")  # by `imagelmdb info`
 
-class Part(Protocol):
+
+class StoreFile(Protocol):
     """One LMDB file of a store: a shard of our own format, or another tool's database."""
 
-    file: Path
+    path: Path
     encoding: str
     classes: list[str]
     labels: np.ndarray
@@ -38,6 +50,8 @@ class Part(Protocol):
 
     def prefetch(self, index: int) -> None: ...
 
+    def has_changed(self) -> bool: ...
+
     def check(self, index: int) -> None: ...
 
     def check_arrays(self) -> None: ...
@@ -50,7 +64,7 @@ class Shard:
 
     def __init__(self, environment: Environment, meta: Meta):
         self.environment = environment
-        self.file = environment.file
+        self.path = environment.path
         self.meta = meta
         self.encoding = meta.encoding
         self.classes = meta.classes
@@ -67,18 +81,24 @@ class Shard:
         return self.meta.count
 
     def __getitem__(self, index: int) -> Record:
-        image, label, tiles, _ = self._read(index)
+        image, label, tile_index, _ = self._read(index)
+        if label != self.labels[index]:
+            raise StoreError(
+                f"{self.where(index)}: label {label}, but {self.labels[index]} in the store's list"
+            )
+        if label >= len(self.classes):
+            raise StoreError(f"{self.where(index)}: label {label}, but there are {len(self.classes)} classes")
         if self.encoding == "raw":
             width, height = self.sizes[index].tolist()
-            if len(image) != height * width * 3:
+            if min(height, width) < 1 or len(image) != height * width * 3:
                 raise StoreError(
                     f"{self.where(index)}: {len(image)} bytes are not {height}x{width} RGB pixels"
                 )
             image = np.frombuffer(image, np.uint8).reshape(height, width, 3)
-        return Record(image, label, tiles)
+        return Record(image, label, tile_index)
 
     def _read(self, index: int) -> tuple[memoryview, int, bytes, int]:
-        """(image, label, tiles, checksum) as they are stored."""
+        """(image, label, tile index, checksum) as they are stored."""
         value = self._value(index)
         try:
             return unpack_record(value)
@@ -89,29 +109,35 @@ class Shard:
         return Texts.view(self.arrays["names"], self.arrays["name_ends"]).readable(index)
 
     def where(self, index: int) -> str:
-        return f"{self.file} key {make_key(self._position(index)).decode()}"
+        return f"{self.path} key {make_key(self._position(index)).decode()}"
+
+    def has_changed(self) -> bool:
+        return self.environment.has_changed()
 
     def check(self, index: int) -> None:
         """Raise StoreError if a checksum differs: in the record, or in the list of all of them."""
-        image, label, tiles, stored = self._read(index)
-        if not checksum(image, label, tiles) == stored == self.arrays["checksums"][index]:
+        image, label, tile_index, stored = self._read(index)
+        found = checksum(image, label, tile_index, version=self.meta.version)
+        if not found == stored == self.arrays["checksums"][index]:
             raise StoreError(f"{self.where(index)} ({self.name(index)}): its checksum differs")
 
     def check_arrays(self) -> None:
-        """Raise StoreError if the flat arrays are not what was written."""
+        """Raise StoreError if the flat arrays are not what was written, or if a key cannot be looked up.
+
+        liblmdb trusts the pages in which it looks up keys. So if some records have no extent, these pages are
+        checked first.
+        """
         if digest_arrays([self.arrays]) != self.digest:
-            raise StoreError(f"{self.file}: labels, sizes, names or checksums differ from what was written")
+            raise StoreError(f"{self.path}: labels, sizes, names or checksums differ from what was written")
+        if self._extents is None or not self._extents[:, 0].all():
+            datafile.check_tree(self.path)
 
     def describe(self) -> dict[str, Any]:
         """What `imagelmdb info` shows of it."""
         return {
             "format": f"imagelmdb {self.meta.version}",
-            "image_bytes": self.meta.image_bytes,
-            "tiled": self.meta.tiled,
-            "max_size": self.meta.max_size,
-            "quality": self.meta.quality,
-            "shards": self.meta.shards,
-            "skipped": self.meta.skipped,
+            "checksums": CHECKSUM_NAMES[self.meta.version],
+            **{name: getattr(self.meta, name) for name in _SHOWN},
             "reencoded": self.meta.summary.get("reencoded", 0),
             "source": self.meta.source,
         }
@@ -143,8 +169,8 @@ class Shard:
         extent = self.meta.array_extents.get(name) if self._is_unmoved else None
         value = self.environment.view(*extent) if extent else self.environment.get(key)
         if value is None:
-            raise StoreError(f"{self.file} lacks {key.decode()}")
+            raise StoreError(f"{self.path} lacks {key.decode()}")
         rows = len(value) if name == "names" else self.meta.count
         if len(value) != rows * dtype.itemsize * int(np.prod(row)):
-            raise StoreError(f"{self.file}: {key.decode()} has {len(value)} bytes for {rows} records")
+            raise StoreError(f"{self.path}: {key.decode()} has {len(value)} bytes for {rows} records")
         return np.frombuffer(value, dtype).reshape(rows, *row)

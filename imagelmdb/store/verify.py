@@ -10,19 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelmdb.errors import BadImageError, StoreError, UserError
-from imagelmdb.parallel import count_cores, map_in_order
-from imagelmdb.store.format import Record
-from imagelmdb.store.images import open_image
+from imagelmdb.errors import DAMAGE, BadImageError, StoreError, UserError, describe
+from imagelmdb.jpeg.crop import find_window
+from imagelmdb.jpeg.markers import JPEGError
+from imagelmdb.parallel import count_cores, make_bar, map_in_order
+from imagelmdb.store.images import MAX_PIXELS, read_image
 from imagelmdb.store.lmdbfile import datafile
-from imagelmdb.store.progress import make_bar
 from imagelmdb.store.reader import LMDBStore, find_files
 
 QUICK_RECORDS = 1000
 
 
 def verify(
-    path: str | Path, *, quick: bool = False, workers: int | None = None, progress: bool = False
+    path: str | Path,
+    *,
+    quick: bool = False,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = False,
 ) -> list[str]:
     """One line for each problem. `quick` checks the structure and a thousand records."""
     if workers is not None and workers < 0:
@@ -32,13 +37,13 @@ def verify(
         for file in files:
             datafile.check_tree(file)
         store = LMDBStore(path)
-        parts = store.parts
+        opened = store.files
     except StoreError as error:
         return [str(error)]
     problems = []
-    for part in parts:
+    for file in opened:
         try:
-            part.check_arrays()
+            file.check_arrays()
         except StoreError as error:
             problems.append(str(error))
     indices = np.arange(len(store))
@@ -46,9 +51,8 @@ def verify(
         indices = np.linspace(0, len(store) - 1, QUICK_RECORDS).astype(np.int64)
     workers = count_cores() if workers is None else workers
     with make_bar(len(indices), show=progress) as bar:
-        for found in map_in_order(
-            partial(_check_record, store, _read_labels(store)), indices.tolist(), workers
-        ):
+        check = partial(_check_record, store, _read_labels(store), max_pixels)
+        for found in map_in_order(check, indices.tolist(), workers):
             bar.update()
             if found:
                 problems.append(found)
@@ -63,16 +67,22 @@ def _read_labels(store: LMDBStore) -> np.ndarray | None:
         return None
 
 
-def _check_record(store: LMDBStore, labels: np.ndarray | None, index: int) -> str:
+def _check_record(store: LMDBStore, labels: np.ndarray | None, max_pixels: int, index: int) -> str:
     """What is wrong with a record; "" if nothing is."""
     try:
         store.check(index)
         record = store[index]
-        size = _decoded_size(record, store.encoding)
+        size = read_image(record, max_pixels=max_pixels).size
+        if len(record.tile_index):
+            find_window(record.image, record.tile_index, (0, 0, *size))
     except StoreError as error:
         return str(error)
-    except BadImageError as error:
+    except (BadImageError, JPEGError) as error:
         return f"{store.where(index)}: {error}"
+    except DAMAGE as error:
+        return f"{store.where(index)}: {describe(error)}"
+    if record.label >= len(store.classes):
+        return f"{store.where(index)}: label {record.label}, but there are {len(store.classes)} classes"
     if labels is not None and record.label != labels[index]:
         return f"{store.where(index)}: label {record.label}, but {labels[index]} in the store's list"
     if store.sizes is not None and size != (listed := tuple(store.sizes[index].tolist())):
@@ -80,11 +90,3 @@ def _check_record(store: LMDBStore, labels: np.ndarray | None, index: int) -> st
             f"{store.where(index)}: {size[0]}x{size[1]} px, but {listed[0]}x{listed[1]} in the store's list"
         )
     return ""
-
-
-def _decoded_size(record: Record, encoding: str) -> tuple[int, int]:
-    """(width, height) after decoding all of the image."""
-    if encoding == "raw":
-        height, width = record.image.shape[:2]
-        return width, height
-    return open_image(record.image).size

@@ -18,6 +18,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ import lmdb
 import msgpack
 import numpy as np
 
-from imagelmdb.errors import DISK_FULL, DiskFullError, StoreError
+from imagelmdb.errors import DAMAGE, DISK_FULL, DiskFullError, StoreError, describe
 from imagelmdb.store.encode import Encoded
 from imagelmdb.store.format import (
     ARRAYS,
@@ -36,12 +37,13 @@ from imagelmdb.store.format import (
     META_KEY,
     UNFINISHED_KEY,
     Meta,
-    checksum,
     digest_arrays,
     make_key,
     pack_record,
+    unpack_unfinished,
 )
 from imagelmdb.store.lmdbfile import datafile
+from imagelmdb.store.lmdbfile.pages import Values
 from imagelmdb.store.texts import Texts
 
 # On Windows the file is as large as the map. So the map grows in steps, and never far ahead of the data.
@@ -49,13 +51,19 @@ _SMALLEST_GROWTH_BYTES = 64 << 20
 _LARGEST_GROWTH_BYTES = 1 << 30
 
 _LITTLE_ROOM_BYTES = 64 << 20
-_COLUMNS = {"positions": "<i8", "labels": "<i4", "sizes": "<i4", "checksums": "<u8", "image_bytes": "<i8"}
+_COLUMNS = {  # of a journal entry: dtype, and what of each row
+    "positions": ("<i8", attrgetter("number")),
+    "labels": ("<i4", attrgetter("label")),
+    "sizes": ("<i4", attrgetter("width", "height")),
+    "checksums": ("<u8", attrgetter("checksum")),
+    "image_bytes": ("<i8", attrgetter("image_bytes")),
+}
 
 
 class Row(NamedTuple):
-    """One record, ready to be written, with the facts that go into the arrays of the store."""
+    """One record, ready to be written, with what goes into the arrays of the store."""
 
-    position: int  # its number in the shard, which gives its key
+    number: int  # in its key
     value: bytes
     label: int
     width: int
@@ -66,11 +74,12 @@ class Row(NamedTuple):
     note: str  # why the image had to be re-encoded; "" if it did not
 
     @classmethod
-    def pack(cls, position: int, encoded: Encoded, *, label: int, name: str) -> Row:
-        image, tiles, width, height, note = encoded
-        check = checksum(image, label, tiles)
-        value = pack_record(image, label, tiles=tiles, check=check)
-        return cls(position, value, label, width, height, check, len(image), name, note)
+    def pack(cls, number: int, encoded: Encoded, *, label: int, name: str) -> Row:
+        image, tile_index, width, height, note = encoded
+        value, check = pack_record(image, label, tile_index)
+        # In the journal a NUL ends a name. No file has one in its name, but a parquet file may say so.
+        name = name.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+        return cls(number, value, label, width, height, check, len(image), name, note)
 
 
 class ShardWriter:
@@ -88,6 +97,10 @@ class ShardWriter:
             self._resume(conversion, source)
         except (lmdb.Error, OSError) as error:
             raise _explain(error, file) from error
+        except DAMAGE as error:
+            raise StoreError(
+                f"{file}: what is written so far is damaged ({describe(error)}): delete it and begin again"
+            ) from error
 
     def done(self) -> np.ndarray:
         """The positions of the records written so far. Empty if the LMDB is finished: its journal is gone."""
@@ -99,27 +112,23 @@ class ShardWriter:
 
     def write(self, rows: list[Row]) -> None:
         """Write these rows in one transaction: all of them or none."""
-        columns = {
-            "positions": [row.position for row in rows],
-            "labels": [row.label for row in rows],
-            "sizes": [(row.width, row.height) for row in rows],
-            "checksums": [row.checksum for row in rows],
-            "image_bytes": [row.image_bytes for row in rows],
+        entry = {
+            name: np.array([get(row) for row in rows], dtype).tobytes()
+            for name, (dtype, get) in _COLUMNS.items()
         }
-        entry = {name: np.array(values, _COLUMNS[name]).tobytes() for name, values in columns.items()}
         entry["names"] = "\0".join(row.name for row in rows)
-        entry["notes"] = [(row.position, row.name, row.note) for row in rows if row.note]
+        entry["notes"] = [(row.number, row.name, row.note) for row in rows if row.note]
 
         def put(transaction: lmdb.Transaction) -> None:
             for row in rows:
-                transaction.put(make_key(row.position), row.value)
+                transaction.put(make_key(row.number), row.value)
             transaction.put(JOURNAL_PREFIX + make_key(len(self._journal)), msgpack.packb(entry))
 
         self._transact(put)
         self._journal.append(entry)
 
     def notes(self) -> list[tuple[str, str]]:
-        """(name, note) of every row with a note, in the order of their positions."""
+        """(name, note) of every row with a note, in the order of the records."""
         noted = sorted(tuple(note) for entry in self._journal for note in entry["notes"])
         return [(name, note) for _, name, note in noted]
 
@@ -171,13 +180,14 @@ class ShardWriter:
                 self._check_conversion(self.finished.conversion, conversion)
                 return
             if unfinished := transaction.get(UNFINISHED_KEY):
-                self._check_conversion(msgpack.unpackb(unfinished)["conversion"], conversion)
+                self._check_conversion(unpack_unfinished(unfinished)[0], conversion)
             else:
-                facts = {"version": FORMAT_VERSION, "conversion": conversion, "source": source}
-                transaction.put(UNFINISHED_KEY, msgpack.packb(facts))
+                begun = {"version": FORMAT_VERSION, "conversion": conversion, "source": source}
+                transaction.put(UNFINISHED_KEY, msgpack.packb(begun))
                 return
             while entry := transaction.get(JOURNAL_PREFIX + make_key(len(self._journal))):
                 self._journal.append(msgpack.unpackb(entry))
+            self._arrays()  # raises if the journal is damaged
 
     def _check_conversion(self, found: str, wanted: str) -> None:
         if found != wanted:
@@ -188,8 +198,7 @@ class ShardWriter:
         extents = np.zeros((count, 2), ARRAYS["extents"][1])
         done = 0
         for values in datafile.locate_all(self.file):
-            first_byte = values.keys.words[:, 0] >> np.uint64(56)
-            records = np.flatnonzero((first_byte >= ord("0")) & (first_byte <= ord("9")))
+            records = np.flatnonzero(_find_records(values))
             big = values.big[records]
             found = np.stack([values.offsets[records], values.sizes[records]], 1)
             extents[done : done + len(records)] = np.where(big[:, None], found, 0)
@@ -197,8 +206,13 @@ class ShardWriter:
         return extents
 
     def _locate_arrays(self) -> dict[str, tuple[int, int]]:
-        names = {key: name for name, (key, _, _) in ARRAYS.items()}
-        return {names[key]: extent for key, *extent in datafile.locate_values(self.file) if key in names}
+        """(offset, bytes) in the file of each array that has pages of its own."""
+        extents = {}
+        for values in datafile.locate_all(self.file):
+            rows = np.flatnonzero(values.big & ~_find_records(values))
+            places = zip(values.offsets[rows].tolist(), values.sizes[rows].tolist(), strict=True)
+            extents.update(zip(values.keys.take(rows).as_bytes(), places, strict=True))
+        return {name: extents[key] for name, (key, _, _) in ARRAYS.items() if key in extents}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         positions = self.done()
@@ -215,33 +229,46 @@ class ShardWriter:
         }
 
     def _column(self, name: str) -> np.ndarray:
-        return np.frombuffer(b"".join(entry[name] for entry in self._journal), _COLUMNS[name])
+        return np.frombuffer(b"".join(entry[name] for entry in self._journal), _COLUMNS[name][0])
 
     def _transact(self, work: Callable[[lmdb.Transaction], None]) -> None:
-        while True:
-            try:
-                with self._lmdb.begin(write=True) as transaction:
-                    work(transaction)
-                return
-            except lmdb.MapFullError:
-                self._grow()
-            except lmdb.Error as error:
-                raise _explain(error, self.file) from error
+        try:
+            while True:
+                try:
+                    with self._lmdb.begin(write=True) as transaction:
+                        return work(transaction)
+                except lmdb.MapFullError:
+                    self._grow()
+        except lmdb.Error as error:
+            raise _explain(error, self.file) from error
 
     def _grow(self) -> None:
         size = self._lmdb.info()["map_size"]
-        try:
-            self._lmdb.set_mapsize(size + min(max(size // 4, _SMALLEST_GROWTH_BYTES), _LARGEST_GROWTH_BYTES))
-        except lmdb.Error as error:
-            raise _explain(error, self.file) from error
+        self._lmdb.set_mapsize(size + min(max(size // 4, _SMALLEST_GROWTH_BYTES), _LARGEST_GROWTH_BYTES))
+
+
+def _find_records(values: Values) -> np.ndarray:
+    """Which of the values are records: their keys begin with a digit."""
+    first_byte = values.keys.words[:, 0] >> np.uint64(56)
+    return (first_byte >= ord("0")) & (first_byte <= ord("9"))
+
+
+def _has_size_limit() -> bool:
+    """Whether `ulimit -f` limits the size of files."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 def _explain(error: Exception, file: Path) -> Exception:
     # If a write was cut short, liblmdb reports EIO whatever the reason was, and systems use different words.
     full = any(os.strerror(code) in str(error) for code in DISK_FULL)
     unclear = isinstance(error, lmdb.DiskError) or os.strerror(errno.EIO) in str(error)
-    if full or (unclear and shutil.disk_usage(file.parent).free < _LITTLE_ROOM_BYTES):
+    if full or (unclear and (_has_size_limit() or shutil.disk_usage(file.parent).free < _LITTLE_ROOM_BYTES)):
         return DiskFullError(
-            f"no room on the disk for {file}: free some, and run the same command again; it goes on"
+            f"no room on the disk for {file}: free some (or raise `ulimit -f`), and run the same command "
+            "again; it goes on"
         )
     return StoreError(f"cannot write {file}: {error}")

@@ -1,6 +1,6 @@
-"""Line charts as inline SVG. Their colours are CSS variables of the page, so they follow light and dark mode.
+"""Line charts over epochs, as inline SVG. Their colours are CSS variables, for light and dark mode.
 
-svg = draw_lines([Line("train", [(1, 2.3), (2, 1.9)], "a")], x_label="epoch", y_format="{:.2f}")
+svg = draw_lines([Line("train", [(1, 2.3), (2, 1.9)], "a")], y_format="{:.2f}")
 """
 
 import math
@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 86, 22, 34  # margins for the tick labels and for the lines' names
+NO_DATA = '<p class="none">No data yet.</p>'
 LABEL_GAP = 15  # px between the names of two lines
 
 Point = tuple[float, float]
 
 
 class Line(NamedTuple):
-    """A line of a chart."""
-
     label: str
     points: Sequence[Point]
     colour: str  # name of a CSS variable
@@ -25,32 +24,31 @@ class Line(NamedTuple):
     dots: bool = False  # a dot at each point, with its value as a tooltip
 
 
-def draw_lines(lines: Sequence[Line], *, x_label: str, y_format: str, from_zero: bool = False) -> str:
+def draw_lines(lines: Sequence[Line], *, y_format: str, from_zero: bool = False) -> str:
     """An <svg> with axes. x starts at 0, and each line has its name at its end."""
     lines = [line for line in lines if line.points]
     if not lines:
-        return '<p class="none">No data yet.</p>'
-    xs = [0.0] + [x for line in lines for x, _ in line.points]
+        return NO_DATA
+    x_high = max(x for line in lines for x, _ in line.points)
     ys = [y for line in lines for _, y in line.points] + ([0.0] if from_zero else [])
-    x_ticks, y_ticks = nice_ticks(min(xs), max(xs), most=7), nice_ticks(min(ys), max(ys), most=5)
-    x_low, x_high = x_ticks[0], max(xs)
+    y_ticks = nice_ticks(min(ys), max(ys), most=5)
     y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
     def place(point: Point) -> Point:
-        x = LEFT + (point[0] - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        x = LEFT + point[0] / x_high * (WIDTH - LEFT - RIGHT)
         y = HEIGHT - BOTTOM - (point[1] - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
         return x, y
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">']
     for tick in y_ticks:
-        y = place((x_low, tick))[1]
+        _, y = place((0, tick))
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{y_format.format(tick)}</text>')
-    for tick in x_ticks:
-        if x_low <= tick <= x_high:
-            x = place((tick, y_low))[0]
+    for tick in nice_ticks(0, x_high, most=7):
+        x, _ = place((tick, y_low))
+        if tick <= x_high:
             parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT + 10}" y="{HEIGHT - 14}">{escape(x_label)}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT + 10}" y="{HEIGHT - 14}">epochs</text>')
     for line in lines:
         parts += _draw_line(line, [place(point) for point in line.points], y_format)
     parts += _draw_labels([(line, place(line.points[-1])) for line in lines if not line.faint])

@@ -4,46 +4,53 @@ There are three ways to start. torchrun gives each rank its place in the environ
 `--multiprocessing-distributed` makes this module start one process for each GPU. Otherwise one process is the
 whole run. No other module reads these variables of the environment.
 
-code = launch(train, config)      # calls train(config, world) on every rank
+code = launch(run, config)      # calls run(config, world) on every rank
+
+How a run stops: a signal to any rank (stop.py) sets that rank's `world.stop_requested`. The ranks tell each
+other at their next reading, every --print-freq steps or batches (engine.py, evaluate.py), and stop together.
+Rank 0 writes the checkpoint while the others wait. All end with 75, or with 143 if there is no checkpoint.
+
+Who can reach a run: whoever can connect to the rendezvous store can end the run, because PyTorch asks for no
+password. So the store listens at the address of --dist-url only. Ranks on one machine use its loopback
+interface.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from datetime import timedelta
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 
 from imagelmdb.errors import (
-    EXIT_INTERRUPTED,
     Diverged,
     Stopped,
+    StoppedEarly,
     UserError,
     as_user_error,
     complain,
     first_line,
     run_command,
 )
-from imagelmdb.train.board import Failure
-from imagelmdb.train.world import AgreedMistake, Place, World
+from imagelmdb.train.stop import follow_parent, held_back, on_stop_signals, stop_early
+from imagelmdb.train.world import TIMEOUT, AgreedMistake, Place, World
 
 if TYPE_CHECKING:
     from imagelmdb.config import Config
 
-TIMEOUT = timedelta(minutes=10)  # for the rendezvous and for every collective
 KILL_SECONDS = 30  # after one rank has failed, the others have so long to end by themselves
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+CONNECT_SECONDS = 0.2  # between two tries to reach rank 0
 
 
 def launch(run: Callable[[Config, World], None], config: Config) -> int:
@@ -100,8 +107,9 @@ def _spawn(run: Callable[[Config, World], None], config: Config, places: list[Pl
     """Start one process for each rank. When one fails, the others are ended."""
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_run_spawned, args=(run, config, place)) for place in places]
-    for process in processes:
-        process.start()
+    with held_back():
+        for process in processes:
+            process.start()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:
@@ -111,7 +119,7 @@ def _spawn(run: Callable[[Config, World], None], config: Config, places: list[Pl
     code = 0
     running = {process.sentinel: process for process in processes}
     try:
-        with _on_stop_signals(pass_on):
+        with on_stop_signals(pass_on):
             while running:
                 # A rank that hears of a failure ends by itself. One that cannot is killed.
                 ended = multiprocessing.connection.wait(list(running), timeout=KILL_SECONDS if code else None)
@@ -121,9 +129,6 @@ def _spawn(run: Callable[[Config, World], None], config: Config, places: list[Pl
                     code = code or process.exitcode
                 if not ended:
                     break
-    except KeyboardInterrupt:  # the terminal sends Ctrl-C to the ranks too, and they print a line
-        code = EXIT_INTERRUPTED
-        multiprocessing.connection.wait(list(running), timeout=5)
     finally:
         for process in running.values():
             process.kill()
@@ -131,7 +136,9 @@ def _spawn(run: Callable[[Config, World], None], config: Config, places: list[Pl
 
 
 def _run_spawned(run: Callable[[Config, World], None], config: Config, place: Place) -> None:
-    sys.exit(run_command(functools.partial(_run_rank, run, config, place)))
+    with on_stop_signals(stop_early):
+        follow_parent()
+        sys.exit(run_command(functools.partial(_run_rank, run, config, place)))
 
 
 def _run_rank(run: Callable[[Config, World], None], config: Config, place: Place) -> int:
@@ -140,8 +147,7 @@ def _run_rank(run: Callable[[Config, World], None], config: Config, place: Place
     A mistake or a bug of this rank alone is raised, after the other ranks have heard of it.
     """
     world = World(_meet(place), place)
-    world.board.watch()
-    with _on_stop_signals(lambda number, frame: world.request_stop()), closing(world.board):
+    with on_stop_signals(world.request_stop), world.board:
         try:
             _join(world, config, place)
             run(config, world)
@@ -150,27 +156,37 @@ def _run_rank(run: Callable[[Config, World], None], config: Config, place: Place
         except (AgreedMistake, Diverged, Stopped) as end:  # all ranks raise these together
             _leave_together()
             return complain(end) if world.local_rank == 0 else end.exit_code
+        except StoppedEarly as end:
+            world.board.fail(end.exit_code, str(end))
+            return complain(end) if world.local_rank == 0 else end.exit_code
         except (UserError, OSError) as error:
             mistake = as_user_error(error)
-            world.board.fail(Failure(mistake.exit_code, f"rank {world.rank}: {mistake}"))
+            world.board.fail(mistake.exit_code, str(mistake))
             raise
         except Exception as error:
-            # A collective breaks when another rank has ended. That rank has 2 s to say why.
-            if other := world.board.find_failure(wait_seconds=2.0):
-                return other.code
-            world.board.fail(Failure(1, f"rank {world.rank}: {type(error).__name__}: {first_line(error)}"))
+            # A collective breaks when another rank has ended, and that rank has printed why.
+            if code := world.board.find_failure():
+                return code
+            if world.size > 1 and _lost_a_rank(error):
+                reason = first_line(error).partition(". ")[0]  # gloo goes on with general advice
+                world.board.fail(1, str(LostRank(reason)))
+                return complain(LostRank(f"rank {world.rank}: {reason}"))
+            world.board.fail(1, f"{type(error).__name__}: {first_line(error)}")
             raise
 
 
-@contextmanager
-def _on_stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle SIGTERM and SIGUSR1 inside the block."""
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+class LostRank(UserError):
+    """Another rank ended without a word, as after a SIGKILL."""
+
+    exit_code = 1
+
+    def __init__(self, reason: str):
+        super().__init__(f"another rank was killed, or its machine cannot be reached: {reason}")
+
+
+def _lost_a_rank(error: Exception) -> bool:
+    """Whether a collective or the rendezvous store failed. gloo raises a plain RuntimeError."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _join(world: World, config: Config, place: Place) -> None:
@@ -200,14 +216,88 @@ def _meet(place: Place) -> dist.Store:
     if place.world_size == 1:
         return dist.HashStore()
     try:
-        store, _, _ = next(dist.rendezvous(place.url, place.rank, place.world_size, timeout=TIMEOUT))
-    except (RuntimeError, ValueError) as error:
+        store = _open_store(place)
+        deadline = time.monotonic() + TIMEOUT.total_seconds()
+        store.add("met", 1)
+        while (met := store.add("met", 0)) < place.world_size:  # no signal is heard during a wait of torch's
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"after {TIMEOUT}, {met} of {place.world_size} ranks are there")
+            time.sleep(CONNECT_SECONDS)
+    except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"rank {place.rank} of {place.world_size} did not meet the others at {place.url}: "
             f"{first_line(error)}. "
             "Give every rank the same --dist-url tcp://HOST:PORT, or start them with torchrun"
         ) from error
+    return store
+
+
+def _open_store(place: Place) -> dist.Store:
+    url = urlsplit(place.url)
+    if url.scheme not in ("tcp", "env"):
+        store, _, _ = next(dist.rendezvous(place.url, place.rank, place.world_size, timeout=TIMEOUT))
+        return dist.PrefixStore(f"attempt{place.attempt}", store)
+    host, port = url.hostname, url.port
+    if url.scheme == "env":
+        host, port = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", 0))
+    if not host or not port:
+        raise ValueError(
+            "there is no HOST:PORT" if url.scheme == "tcp" else "MASTER_ADDR and MASTER_PORT are not set"
+        )
+    one_machine = place.local_size == place.world_size or _is_loopback(host)
+    if one_machine:
+        loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and url.scheme == "env"
+    listener = None
+    if place.rank == 0 and not agents:
+        listener = _listen(host, port, one_machine=one_machine)
+    else:
+        _await_listener(host, port)
+    store = dist.TCPStore(
+        host,
+        port,
+        is_master=place.rank == 0 and not agents,
+        timeout=TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach() if listener else None,
+    )
     return dist.PrefixStore(f"attempt{place.attempt}", store)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _listen(host: str, port: int, *, one_machine: bool) -> socket.socket | None:
+    """A socket that listens at this address alone, or None if torch has to listen everywhere.
+
+    torch itself always listens everywhere. So it must if the address is not this machine's, as behind a
+    translation of addresses, or if the machine knows its own name as a loopback address, as Debian does.
+    """
+    kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    if _is_loopback(address[0]) and not one_machine:
+        return None
+    try:
+        return socket.create_server(address[:2], family=kind, backlog=4096)
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            return None
+        raise
+
+
+def _await_listener(host: str, port: int) -> None:
+    """Wait until rank 0 listens. torch would wait too, but would hear no signal meanwhile."""
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(CONNECT_SECONDS)
 
 
 def _choose_device(config: Config, place: Place) -> tuple[torch.device, str]:

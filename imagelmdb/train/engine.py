@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,14 +22,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagelmdb.config import Config
-from imagelmdb.errors import Diverged, Stopped
+from imagelmdb.errors import Diverged, Stopped, StoppedUnsaved, UserError, first_line
 from imagelmdb.train.checkpoint import Checkpoints, load_optimizer, load_weights
 from imagelmdb.train.evaluate import autocast
 from imagelmdb.train.feed import Batch, Feed
-from imagelmdb.train.loss import make_loss
-from imagelmdb.train.metrics import Meter
-from imagelmdb.train.optim import make_optimizer, set_lr
-from imagelmdb.train.progress import Progress, Reading
+from imagelmdb.train.optim import make_loss, make_optimizer, set_lr
+from imagelmdb.train.progress import Meter, Progress, Reading
 from imagelmdb.train.schedule import lr_at
 from imagelmdb.train.world import World
 
@@ -134,13 +132,22 @@ class Trainer:
                 progress.add(measured, batch_size=config.batch_size, timed=timed)
             self._warming_up = False
             if line_due:
-                on_reading(self._make_reading(recent))
+                reading = Reading(
+                    epoch=self.progress.epoch,
+                    step=self.step,
+                    epoch_step=self.epoch_step,
+                    loss=recent.loss,
+                    lr=self.lr,
+                    images_per_sec=recent.images_per_sec,
+                    data_wait=recent.data_wait,
+                )
+                on_reading(reading)
                 recent = Progress()
-            if checkpoints is not None and (save_due or measured.save or measured.stop):
+            if measured.stop:
+                self.stop(checkpoints)
+            if checkpoints is not None and (save_due or measured.save):
                 self.save_checkpoint(checkpoints)
                 meter.restart_clock()
-            if measured.stop:
-                raise Stopped(f"stopped by a signal after step {self.step}: the checkpoint is written")
 
     def take_step(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
         """One optimiser step on this rank's share of a batch. Returns its mean loss, still on the device."""
@@ -154,7 +161,7 @@ class Trainer:
             # The ranks sum their gradients once, after the last part.
             local = world.size > 1 and part < len(parts)
             with self.replica.no_sync() if local else contextlib.nullcontext():
-                with autocast(world.device, config.amp):
+                with autocast(world.device, config.amp), _explained(config.arch, inputs):
                     outputs = self.replica(inputs)
                 loss = self.loss(outputs.float(), wanted) * (len(inputs) / len(images))
                 self.scaler.scale(loss).backward()
@@ -168,6 +175,16 @@ class Trainer:
         if self.ema and (step + 1) % config.ema_every == 0:
             self.ema.update(self.model)
         return total
+
+    def stop(self, checkpoints: Checkpoints | None) -> NoReturn:
+        """End the run after a signal, on all ranks, with a checkpoint if the run has any."""
+        where = f"stopped by a signal after step {self.step}"
+        if checkpoints is None:
+            raise StoppedUnsaved(f"{where}: the run has no checkpoints")
+        self.save_checkpoint(checkpoints)
+        raise Stopped(
+            f"{where}: the checkpoint is written. To continue, run the same command with --resume auto"
+        )
 
     def save_checkpoint(
         self, checkpoints: Checkpoints, *, epoch: int | None = None, best: bool = False
@@ -198,18 +215,10 @@ class Trainer:
             load_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-
-    def _make_reading(self, recent: Progress) -> Reading:
-        return Reading(
-            epoch=self.progress.epoch,
-            step=self.step,
-            epoch_step=self.epoch_step,
-            loss=recent.loss,
-            lr=self.lr,
-            images_per_sec=recent.images_per_sec,
-            data_wait=recent.data_wait,
-        )
+        try:
+            self.progress = Progress(**state["progress"])
+        except TypeError as error:
+            raise UserError(f"the checkpoint's progress is not this trainer's: {error}") from error
 
 
 def _replicate(model: nn.Module, world: World) -> nn.Module:
@@ -225,6 +234,21 @@ def _replicate(model: nn.Module, world: World) -> nn.Module:
         gradient_as_bucket_view=True,
         **{buffers: False},
     )
+
+
+@contextlib.contextmanager
+def _explained(arch: str, inputs: torch.Tensor) -> Iterator[None]:
+    """A model that refuses its inputs is the user's mistake: BatchNorm one value, a ViT another size."""
+    try:
+        yield
+    except (AssertionError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "input size" not in str(error):
+            raise
+        count, _, height, width = inputs.shape
+        raise UserError(
+            f"{arch} does not train on {count} images of {width} x {height} px at a time: "
+            f"{first_line(error)}. Choose another --batch-size, --accumulate or --train-size"
+        ) from error
 
 
 def _seed(device: torch.device, *numbers: int) -> None:

@@ -1,11 +1,4 @@
-"""Batches on the device, and how long the device waited for them.
-
-feed = Feed(loader.epoch(0), device)
-batch = feed.take()
-while batch is not None:
-    step(*batch)            # only queued: the device works on it while the next batch is fetched and copied
-    batch = feed.take()
-"""
+"""Batches on the device, and how long the device waited for them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,16 @@
 """The model: a torchvision classifier by its name, or a timm model as timm:NAME.
 
 model = make_model(config, classes=1000, device=torch.device("cuda"))
+export_checkpoint(run_dir / "best.pt", "model.pt2", config)  # --export: a file that runs without this package
+torch.export.load("model.pt2").module()(images)              # images: normalised float32, any number
 """
 
+import contextlib
+import dataclasses
+import importlib.util
 import math
-import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
 
 import timm
 import torch
@@ -15,8 +21,7 @@ from torch import nn
 from imagelmdb.command_line import nearest
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError, first_line
-
-_UNFETCHED = "--pretrained: the weights of {} cannot be fetched: {}"
+from imagelmdb.train.checkpoint import load, load_weights
 
 
 def make_model(config: Config, *, classes: int, device: torch.device, fetch: bool = True) -> nn.Module:
@@ -24,8 +29,23 @@ def make_model(config: Config, *, classes: int, device: torch.device, fetch: boo
 
     Without `fetch`, --pretrained does not fetch weights, because those of a checkpoint will replace them.
     """
-    make = _make_timm if config.arch.startswith("timm:") else _make_torchvision
-    model = make(config, classes, config.pretrained and fetch)
+    library, make = "torchvision", _make_torchvision
+    if config.arch.startswith("timm:"):
+        library, make = "timm", _make_timm
+    name = config.arch.removeprefix("timm:")
+    pretrained = config.pretrained and fetch
+    try:
+        model = make(config, classes, pretrained)
+    except TypeError as error:
+        if "stochastic_depth_prob" not in str(error) and "drop_path_rate" not in str(error):
+            raise
+        hint = f"; try timm:{config.arch}" if timm.is_model(config.arch) else ""
+        raise UserError(f"--drop-path: {library}'s {name} does not support stochastic depth{hint}") from None
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        why = first_line(getattr(error, "reason", error))
+        raise UserError(f"--pretrained: the weights of {name} cannot be fetched: {why}") from None
     if config.zero_init:
         zero_last_gammas(model, arch=config.arch)
     if config.prior_bias:
@@ -64,6 +84,61 @@ def add_blurpool(module: nn.Module, *, max_pools: bool) -> None:
             add_blurpool(child, max_pools=max_pools)
 
 
+def check_export(path: str | Path) -> None:
+    """UserError if the packages that write this kind of file are missing."""
+    if Path(path).suffix == ".onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
+        raise UserError(f"--export {path} needs two packages: pip install onnx onnxscript")
+
+
+def export_checkpoint(checkpoint: Path, path: str | Path, config: Config) -> None:
+    """Write a .pt2 or .onnx file from the averaged weights, or from the plain ones if there are none.
+
+    The outputs of a .pt2 file are compared with the model's.
+    """
+    if not checkpoint.exists():
+        raise UserError(f"--export: there is no {checkpoint}; train first, or name the run with --output")
+    state = load(checkpoint)
+    # The export runs in one process on the CPU, where SyncBatchNorm does not work.
+    config = dataclasses.replace(config, sync_bn=False, channels_last=False)
+    model = make_model(config, classes=len(state["classes"]), device=torch.device("cpu"), fetch=False).eval()
+    load_weights(model, state.get("ema") or state["model"])
+    # Two images, because torch.export would treat a batch of one as a constant.
+    images = torch.randn(2, 3, config.val_size, config.val_size)
+    batch = torch.export.Dim("batch")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".pt2":
+        with _explained(config):
+            program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, path)
+        found = torch.export.load(path).module()(images[:1])
+        torch.testing.assert_close(found, model(images[:1]), rtol=1e-3, atol=1e-4)
+        return
+    with _explained(config):
+        torch.onnx.export(
+            model,
+            (images,),
+            path,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: batch},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+@contextlib.contextmanager
+def _explained(config: Config) -> Iterator[None]:
+    """A model that cannot be exported, as a ViT of another image size, is the user's mistake."""
+    try:
+        yield
+    except (AssertionError, ValueError, RuntimeError, TypeError) as error:
+        raise UserError(
+            f"--export: {config.arch} at --val-size {config.val_size} cannot be exported: {first_line(error)}"
+        ) from error
+
+
 def _make_torchvision(config: Config, classes: int, pretrained: bool) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if config.arch not in names:
@@ -76,17 +151,7 @@ def _make_torchvision(config: Config, classes: int, pretrained: bool) -> nn.Modu
     if has_aux and not pretrained:
         options |= {"aux_logits": False, "init_weights": True}
     options |= {"weights": "DEFAULT"} if pretrained else {"num_classes": classes}
-    try:
-        model = torchvision.models.get_model(config.arch, **options)
-    except TypeError as error:
-        if "stochastic_depth_prob" not in str(error):
-            raise
-        hint = f"; try timm:{config.arch}" if timm.is_model(config.arch) else ""
-        raise UserError(
-            f"--drop-path: torchvision's {config.arch} does not support stochastic depth{hint}"
-        ) from None
-    except urllib.error.URLError as error:
-        raise UserError(_UNFETCHED.format(config.arch, error.reason)) from None
+    model = torchvision.models.get_model(config.arch, **options)
     if pretrained:
         if config.arch == "inception_v3":  # torchvision adds the auxiliary head whenever it loads weights
             model.aux_logits, model.AuxLogits = False, None
@@ -101,16 +166,7 @@ def _make_timm(config: Config, classes: int, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         raise UserError(f"--arch {config.arch} is not a timm model{nearest(name, timm.list_models())}")
     options = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
-            raise
-        raise UserError(f"--drop-path: timm's {name} does not support stochastic depth") from None
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        raise UserError(_UNFETCHED.format(name, first_line(error))) from None
+    return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
 
 
 def _head(model: nn.Module, *, arch: str) -> tuple[str, nn.Linear]:

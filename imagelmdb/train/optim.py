@@ -1,17 +1,40 @@
-"""The optimiser: SGD and AdamW from torch; SGDW, LAMB and LARS from timm.
+"""What training minimises, and how: the loss and the optimiser."""
 
-optimizer = make_optimizer(config, model)   # the model must be on its device already
-"""
+from collections.abc import Callable
 
 import torch
+from timm.loss import BinaryCrossEntropy
 from timm.optim import SGDW, Lamb, Lars
-from torch import nn
+from torch import Tensor, nn
 
 from imagelmdb.config import Config
 
 
+def make_loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of (logits, targets) that returns the mean over the batch.
+
+    Targets are class numbers, or shares of each class (batch x classes) after mixup.
+    """
+    if config.loss == "ce":
+        return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    bce = BinaryCrossEntropy(
+        smoothing=config.label_smoothing,
+        target_threshold=config.bce_threshold or None,
+        sum_classes=config.bce_sum,
+    )
+
+    def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+        # timm smooths class numbers, but not soft targets.
+        if targets.ndim == 2:
+            off = config.label_smoothing / targets.shape[1]
+            targets = targets * (1 - config.label_smoothing) + off
+        return bce(logits, targets)
+
+    return loss_of
+
+
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that --optimizer names, over the model's trainable parameters."""
+    """The optimiser that --optimizer names, for a model that is on its device already."""
     groups = group_parameters(model, weight_decay=config.weight_decay, skip=config.wd_skip)
     sgd = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
     adam = {"lr": config.lr, "betas": config.betas, "eps": config.eps}

@@ -1,13 +1,80 @@
-"""How far a run has come and how fast it is. Every checkpoint contains it."""
+"""How far a run has come and how fast it is.
+
+The losses of the steps stay on the device until they are read. Reading waits for the device and for the other
+ranks, so the training loop reads every few steps only.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
 
 from imagelmdb.parallel import count_cores
-from imagelmdb.train.metrics import Measurement
+from imagelmdb.train.feed import Feed
+from imagelmdb.train.world import World
 
 DATA_BOUND_SHARE = 0.05  # of an epoch's time; an epoch that waits longer for batches is called data-bound
+
+
+class Measurement(NamedTuple):
+    """The steps between two reads of a meter. The same on all ranks, except `seconds`."""
+
+    losses: list[float]  # of each step, averaged over the ranks
+    broken: list[tuple[int, int]]  # (step since the last read, rank) of each loss that is not finite
+    seconds: float
+    waited: float  # seconds that the slowest rank waited for batches
+    save: bool  # rank 0 wants a checkpoint
+    stop: bool  # a rank was asked to stop
+
+
+class Meter:
+    """Measures training steps: their losses, their time, and the time spent waiting for batches."""
+
+    def __init__(self, world: World, feed: Feed, *, capacity: int):
+        self._world = world
+        self._feed = feed
+        self._losses = torch.zeros(capacity, device=world.device)
+        self._count = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out the time since the last read: writing a checkpoint is not training."""
+        self._started = time.perf_counter()
+
+    def add(self, loss: torch.Tensor) -> None:
+        """A step's loss. Costs one small copy on the device."""
+        self._losses[self._count].copy_(loss)
+        self._count += 1
+
+    def read(self, *, save: bool = False, stop: bool = False) -> Measurement:
+        """What the steps since the last read were like.
+
+        All ranks call this after the same step. It is one collective, and the only wait for the device. It
+        also carries the ranks' wishes: `save` counts from rank 0, `stop` from any rank.
+        """
+        count, self._count = self._count, 0
+        own = torch.tensor([self._feed.take_wait(), save, stop], device=self._world.device)
+        rows = self._world.stack(torch.cat([self._losses[:count], own])).tolist()
+        now = time.perf_counter()
+        seconds, self._started = now - self._started, now
+        *steps, waits, saves, stops = zip(*rows, strict=True)  # each has a value of every rank
+        return Measurement(
+            losses=[math.fsum(losses) / self._world.size for losses in steps],
+            broken=[
+                (step, rank)
+                for step, losses in enumerate(steps)
+                for rank, loss in enumerate(losses)
+                if not math.isfinite(loss)
+            ],
+            seconds=seconds,
+            waited=max(waits),
+            save=bool(saves[0]),
+            stop=any(stops),
+        )
 
 
 @dataclass

@@ -1,13 +1,10 @@
-"""report.html: a run on one page, which needs no other file and no network.
-
-update_report(log, step=5004, images=images, confusion=confusion, classes=classes)    # after each epoch
-write_report(folder)                                 # makes the page again from the files in the run's folder
-"""
+"""report.html: a run on one page, which needs no other file and no network."""
 
 import base64
 import datetime
 from html import escape
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
@@ -16,10 +13,10 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from imagelmdb.train.chart import Line, draw_lines, thin_out
+from imagelmdb.train.chart import NO_DATA, Line, draw_lines, thin_out
 from imagelmdb.train.log import Logger, read_log
-from imagelmdb.train.page import PAGE, STYLE
 
+TEMPLATE = Path(__file__).with_name("report.html")
 GRID_IMAGES, GRID_COLUMNS, GRID_PX, GRID_QUALITY = 24, 8, 112, 90
 CONFUSED_PAIRS = 8
 CHART_POINTS = 300  # the most points of a line drawn from progress lines
@@ -70,9 +67,8 @@ def write_report(folder: Path) -> Path:
     events = read_log(folder)
     saved = folder / "config.yaml"
     config = (yaml.safe_load(saved.read_text()) if saved.exists() else None) or {}
-    page = PAGE.format(
+    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(folder.absolute().name),
-        style=STYLE,
         head=_head(events, config),
         charts=_charts(events),
         grid=_grid(folder / "augmented.jpg"),
@@ -132,30 +128,20 @@ def _charts(events: list[dict]) -> str:
     accuracy = [by_epoch("top-1", "val_top1", "b"), by_epoch("top-5", "val_top5", "c")]
     speed = [by_step("", "images_per_sec", "a"), by_epoch("epoch", "images_per_sec", "a")]
     wait = [by_step("", "data_wait", "d", 100), by_epoch("epoch", "data_wait", "d", 100)]
-    rate = [by_step("lr", "lr", "a")]
-    charts = [
-        ("Loss", draw_lines(loss, x_label="epochs", y_format="{:g}")),
-        (
-            "Accuracy on the validation images, %",
-            draw_lines(accuracy, x_label="epochs", y_format="{:g}", from_zero=True),
-        ),
-        (
-            "Training images per second",
-            draw_lines(speed, x_label="epochs", y_format="{:,.0f}", from_zero=True),
-        ),
-        (
-            "Share of the time spent waiting for images, %",
-            draw_lines(wait, x_label="epochs", y_format="{:g}", from_zero=True),
-        ),
-        ("Learning rate", draw_lines(rate, x_label="epochs", y_format="{:g}", from_zero=True)),
-        ("Classes most often confused", _confused(events)),
-    ]
-    return "".join(f"<figure><figcaption>{name}</figcaption>{svg}</figure>" for name, svg in charts)
+    charts = {
+        "Loss": draw_lines(loss, y_format="{:g}"),
+        "Accuracy on the validation images, %": draw_lines(accuracy, y_format="{:g}", from_zero=True),
+        "Training images per second": draw_lines(speed, y_format="{:,.0f}", from_zero=True),
+        "Share of the time spent waiting for images, %": draw_lines(wait, y_format="{:g}", from_zero=True),
+        "Learning rate": draw_lines([by_step("lr", "lr", "a")], y_format="{:g}", from_zero=True),
+        "Classes most often confused": _confused(events),
+    }
+    return "".join(f"<figure><figcaption>{name}</figcaption>{svg}</figure>" for name, svg in charts.items())
 
 
 def _grid(path: Path) -> str:
     if not path.exists():
-        return '<p class="none">No data yet.</p>'
+        return NO_DATA
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="augmented training images" src="data:image/jpeg;base64,{data}">'
 
@@ -163,14 +149,13 @@ def _grid(path: Path) -> str:
 def _confused(events: list[dict]) -> str:
     found = _of(events, "confused")
     if not found or not found[-1]["pairs"]:
-        return '<p class="none">No data yet.</p>'
-    most = max(pair["count"] / pair["images"] for pair in found[-1]["pairs"])
+        return NO_DATA
+    shares = [pair["count"] / pair["images"] for pair in found[-1]["pairs"]]
     rows = []
-    for pair in found[-1]["pairs"]:
-        share = pair["count"] / pair["images"]
+    for pair, share in zip(found[-1]["pairs"], shares, strict=True):
         rows.append(
             f"<tr><td>{escape(pair['label'])}</td><td>{escape(pair['prediction'])}</td>"
-            f'<td class="bar"><i style="width:{100 * share / most:.0f}%"></i></td>'
+            f'<td class="bar"><i style="width:{100 * share / max(shares):.0f}%"></i></td>'
             f"<td class='n'>{share:.0%}</td><td class='n'>{pair['count']} of {pair['images']}</td></tr>"
         )
     head = "<tr><th>true class</th><th>predicted</th><th colspan=3>share of the true class's images</th></tr>"

@@ -1,8 +1,6 @@
 """The learning rate of each step and the crop size of each epoch.
 
 Both are pure functions of the options, so a resumed run has no state of theirs to restore.
-
-set_lr(optimizer, lr_at(config, step, steps_per_epoch=625))
 """
 
 import math

@@ -51,7 +51,7 @@ class Crops:
 
     def add_record(self, record: Record, box: Box, flip: bool) -> None:
         """A box of a tiled JPEG. Everything about it is checked."""
-        image, tiles = np.frombuffer(record.image, np.uint8), np.frombuffer(record.tiles, np.uint8)
+        image, tiles = np.frombuffer(record.image, np.uint8), np.frombuffer(record.tile_index, np.uint8)
         self._kept += image, tiles
         self._rows.append(
             (TODO, RECORD, _address(image), image.size, _address(tiles), tiles.size, *box, flip)

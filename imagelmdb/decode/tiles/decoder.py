@@ -7,11 +7,12 @@ from itertools import groupby
 
 import numpy as np
 
-from imagelmdb.decode import CPUDecoder, Crop
-from imagelmdb.decode.libjpeg import LibjpegDecoder, check_box
+from imagelmdb.decode import CPUDecoder, Crop, check_box
+from imagelmdb.decode.libjpeg import LibjpegDecoder
 from imagelmdb.decode.tiles.crops import Crops
 from imagelmdb.decode.tiles.record import DAMAGED, UNUSUAL
 from imagelmdb.errors import BadImageError
+from imagelmdb.store.images import MAX_PIXELS
 
 
 class TilesDecoder(CPUDecoder):
@@ -21,19 +22,20 @@ class TilesDecoder(CPUDecoder):
     JPEGs, and boxes of more than about 20 megapixels.
     """
 
-    def __init__(self):
-        self._libjpeg = LibjpegDecoder()
+    def __init__(self, *, max_pixels: int = MAX_PIXELS):
+        super().__init__(max_pixels=max_pixels)
+        self._libjpeg = LibjpegDecoder(max_pixels=max_pixels)
 
     def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
         made = Crops(images)
         for row, (record, box, flip) in enumerate(crops):
             if isinstance(record.image, np.ndarray):
                 try:
-                    check_box(box, record.image)
+                    check_box(box, record.image.shape[1], record.image.shape[0])
                 except BadImageError as error:
                     raise error.at(row) from None
                 made.add_pixels(record.image, box, flip)
-            elif len(record.tiles):
+            elif len(record.tile_index) and box[2] * box[3] <= self.max_pixels:
                 made.add_record(record, box, flip)
             else:
                 made.skip()

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 
@@ -46,8 +45,7 @@ from imagelmdb.decode.tiles.vectors import (
     store_u8,
     vector,
 )
-
-inlined = numba.njit(inline="always")
+from imagelmdb.jpeg.jit import inline
 
 STREAMS = 3  # microseconds a crop with 1, 2, 3, 4, 8: 337, 235, 213, 219, 253
 BLOCK_BYTES = 209
@@ -205,7 +203,7 @@ def _find_long_code(table, bits):
     return table + _BAD
 
 
-@inlined
+@inline
 def _find_entry(table, bits):
     entry = table + 8 * shift_right(bits, 64 - _LOOKUP_BITS)
     if _usually(load_u8(entry) == 0, 0):
@@ -213,12 +211,12 @@ def _find_entry(table, bits):
     return entry
 
 
-@inlined
+@inline
 def _read_value(entry, bits):
     return (shift_right(bits, load_u8(entry + 2)) & load_i16(entry + 4)) + load_i16(entry + 6)
 
 
-@inlined
+@inline
 def _read_symbol(bits, place, index, table, block):
     """One AC symbol. `index` is the address in `order` of the coefficient before it."""
     entry = _find_entry(table, bits)
@@ -228,7 +226,7 @@ def _read_symbol(bits, place, index, table, block):
     return _shift_left(bits, count), place + count, index
 
 
-@inlined
+@inline
 def _begin_block(place, block, slot, stream):
     """Clear a block, read its DC symbol. Returns its (bits, place, AC table, step: BAD_CODE or 0)."""
     _clear_block(block)
@@ -322,7 +320,7 @@ def read_rows(runs, row, rows):
     return damage & BAD_CODE == 0
 
 
-@inlined
+@inline
 def _end_block(runs, row, stream, index, place, block, left, slot):
     """Note the block's length and begin the next one. Returns a stream's new state, and BAD_CODE or 0."""
     store_u8(runs.lasts + ((block - runs.coefficients) >> 7), index & 63)

@@ -42,7 +42,7 @@ class Index(NamedTuple):
     margin_x: int
     margin_y: int
     tile_mcus: int
-    tiles: int
+    row_tiles: int
     width: int
     height: int
     header_length: int

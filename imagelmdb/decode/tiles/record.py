@@ -95,9 +95,9 @@ def make_crop(image, length, tiles, tiles_length, box, flip, size, out, scratch,
     column_end = (min(left + width + index.margin_x, index.width) + mcu_width - 1) // mcu_width
     row = max(top - index.margin_y, 0) // mcu_height
     row_end = (min(top + height + index.margin_y, index.height) + mcu_height - 1) // mcu_height
-    first = min(column // index.tile_mcus, index.tiles - 1)
-    last = min((column_end - 1) // index.tile_mcus, index.tiles - 1)
-    run_end = index.columns if last == index.tiles - 1 else (last + 1) * index.tile_mcus
+    first = min(column // index.tile_mcus, index.row_tiles - 1)
+    last = min((column_end - 1) // index.tile_mcus, index.row_tiles - 1)
+    run_end = index.columns if last == index.row_tiles - 1 else (last + 1) * index.tile_mcus
     run_mcus = run_end - first * index.tile_mcus
     skipped, columns = column - first * index.tile_mcus, column_end - column
     chroma = 2 if frame.components == 3 else 0
@@ -142,8 +142,8 @@ def make_crop(image, length, tiles, tiles_length, box, flip, size, out, scratch,
         index.smallest_position,
         index.smallest_dc,
         frame.components,
-        index.tiles,
-        index.tiles * index.rows,
+        index.row_tiles,
+        index.row_tiles * index.rows,
         first,
         last + 1,
         blocks,

@@ -24,6 +24,7 @@ which buffers it has.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -50,37 +51,37 @@ class Field(NamedTuple):
 
 def load(value: memoryview):
     """The object: ints, None, bytes (as memoryviews), and lists of these."""
-    root, body, buffers = _open(value)
-    return _read(root, 0, body, buffers)
+    root, buffers = _open(value)
+    return _read(root, 0, buffers)
 
 
 def load_keys(value: memoryview) -> tuple[memoryview, np.ndarray]:
     """A list of bytes, as the joined bytes and where each ends: no object is made for each of 1.28 M keys."""
-    root, body, buffers = _open(value)
+    root, buffers = _open(value)
     field, row = root, 0
     while field.kind in (UNION, STRUCT):
-        field, row = _enter(field, row, body, buffers)
+        field, row = _enter(field, row, buffers)
     if field.kind != LIST:
         raise ValueError("not a list of keys")
-    start, end = _span(field, row, body, buffers)
+    start, end = _span(field, row, buffers)
     union = field.children[0]
-    child, first = _enter(union, start, body, buffers) if end > start else (None, 0)
+    child, first = _enter(union, start, buffers) if end > start else (None, 0)
     if child is None or child.kind not in (BINARY, UTF8):
         raise ValueError("not a list of keys")
-    types = np.frombuffer(_slice(body, *buffers[union.buffer])[start:end], np.int8)
-    rows = np.frombuffer(_slice(body, *buffers[union.buffer + 1])[4 * start : 4 * end], "<i4")
+    types = np.frombuffer(buffers[union.buffer][start:end], np.int8)
+    rows = np.frombuffer(buffers[union.buffer + 1][4 * start : 4 * end], "<i4")
     if np.any(types != types[0]) or not np.array_equal(rows, np.arange(first, first + len(types))):
         raise ValueError("not a plain list of keys")
-    offsets = _slice(body, *buffers[child.buffer + 1])[4 * first : 4 * (first + len(rows) + 1)]
+    offsets = buffers[child.buffer + 1][4 * first : 4 * (first + len(rows) + 1)]
     ends = np.frombuffer(offsets, "<i4").astype(np.int64)
     if len(ends) != len(rows) + 1:
         raise ValueError("the keys' offsets are cut short")
-    data = _slice(body, *buffers[child.buffer + 2])
-    return _slice(data, int(ends[0]), int(ends[-1] - ends[0])), ends[1:] - ends[0]
+    data = _slice(buffers[child.buffer + 2], int(ends[0]), int(ends[-1] - ends[0]))
+    return data, ends[1:] - ends[0]
 
 
-def _open(value: memoryview) -> tuple[Field, memoryview, list[tuple[int, int]]]:
-    """(root field, body of the batch, (offset, length) of each buffer in the body)."""
+def _open(value: memoryview) -> tuple[Field, list[memoryview]]:
+    """(root field, the buffers of all fields)."""
     if _unpack("<q", value, 0) != 0:
         raise ValueError("not a pyarrow payload, or one with tensors attached")
     at = 16 if _unpack("<q", value, 8) == 0 else 8
@@ -91,10 +92,9 @@ def _open(value: memoryview) -> tuple[Field, memoryview, list[tuple[int, int]]]:
     if kind != RECORD_BATCH:
         raise ValueError("a message that is not a record batch")
     start, count = _vector(batch, table, 2)
-    if count > len(batch):
-        raise ValueError("more buffers than bytes")
-    flat = struct.unpack_from(f"<{2 * count}q", batch, start)
-    return root, _slice(value, at, size), list(zip(flat[::2], flat[1::2], strict=True))
+    body = _slice(value, at, size)
+    places = struct.iter_unpack("<qq", _slice(batch, start, 16 * count))
+    return root, [_slice(body, *place) for place in places]
 
 
 def _message(value: memoryview, at: int) -> tuple[memoryview, int]:
@@ -105,21 +105,15 @@ def _message(value: memoryview, at: int) -> tuple[memoryview, int]:
     return _slice(value, at, size), at + size
 
 
-_plans: dict[bytes, Field] = {}  # all records of a store have the same schema, so it is parsed once
-
-
+@lru_cache(64)  # all records of a store have the same schema, so it is parsed once
 def _plan(schema: bytes) -> Field:
     """The root field of a schema."""
-    if schema not in _plans:
-        table, kind, version, _ = _message_header(memoryview(schema))
-        start, count = _vector(memoryview(schema), table, 1)
-        if kind != SCHEMA or version not in (METADATA_V4, METADATA_V5) or count != 1:
-            raise ValueError("not the schema of one serialized object")
-        field, _ = _parse_field(memoryview(schema), _follow(memoryview(schema), start), version, 0, 0)
-        if len(_plans) > 64:  # so that a damaged database cannot fill the memory
-            _plans.clear()
-        _plans[schema] = field
-    return _plans[schema]
+    data = memoryview(schema)
+    table, kind, version, _ = _message_header(data)
+    start, count = _vector(data, table, 1)
+    if kind != SCHEMA or version not in (METADATA_V4, METADATA_V5) or count != 1:
+        raise ValueError("not the schema of one serialized object")
+    return _parse_field(data, _follow(data, start), version, 0, 0)[0]
 
 
 def _parse_field(data: memoryview, table: int, version: int, buffer: int, depth: int) -> tuple[Field, int]:
@@ -153,40 +147,39 @@ def _parse_field(data: memoryview, table: int, version: int, buffer: int, depth:
     return Field(kind, tuple(children), types, number), after
 
 
-def _read(field: Field, row: int, body: memoryview, buffers: list):
+def _read(field: Field, row: int, buffers: list[memoryview]):
     """The object in a row of a field."""
     if field.kind == INT:
-        size = struct.calcsize(field.number)
-        return _unpack(field.number, _slice(body, *buffers[field.buffer + 1]), size * row)
+        return _unpack(field.number, buffers[field.buffer + 1], struct.calcsize(field.number) * row)
     if field.kind in (BINARY, UTF8):
-        start, end = _span(field, row, body, buffers)
-        return _slice(_slice(body, *buffers[field.buffer + 2]), start, end - start)
+        start, end = _span(field, row, buffers)
+        return _slice(buffers[field.buffer + 2], start, end - start)
     if field.kind == LIST:
-        start, end = _span(field, row, body, buffers)
+        start, end = _span(field, row, buffers)
         if end - start > MAX_ITEMS:
             raise ValueError(f"a list of {end - start} items instead of a record")
-        return [_read(field.children[0], item, body, buffers) for item in range(start, end)]
+        return [_read(field.children[0], item, buffers) for item in range(start, end)]
     if field.kind == NULL:
         return None
-    return _read(*_enter(field, row, body, buffers), body, buffers)
+    return _read(*_enter(field, row, buffers), buffers)
 
 
-def _enter(field: Field, row: int, body: memoryview, buffers: list) -> tuple[Field, int]:
+def _enter(field: Field, row: int, buffers: list[memoryview]) -> tuple[Field, int]:
     """The child of a union or struct that has the row, and the row in that child."""
     if field.kind == STRUCT:
         return field.children[0], row
     if field.kind != UNION:
         raise ValueError("a column that is not a union")
     # The number is the child's index and not its typeId: these differ up to pyarrow 0.12.
-    child = _unpack("b", _slice(body, *buffers[field.buffer]), row)
+    child = _unpack("b", buffers[field.buffer], row)
     if not 0 <= child < len(field.children):
         raise ValueError(f"a union of {len(field.children)} has no branch {child}")
-    return field.children[child], _unpack("<i", _slice(body, *buffers[field.buffer + 1]), 4 * row)
+    return field.children[child], _unpack("<i", buffers[field.buffer + 1], 4 * row)
 
 
-def _span(field: Field, row: int, body: memoryview, buffers: list) -> tuple[int, int]:
+def _span(field: Field, row: int, buffers: list[memoryview]) -> tuple[int, int]:
     """Where a row of a list or of bytes begins and ends."""
-    offsets = _slice(body, *buffers[field.buffer + 1])
+    offsets = buffers[field.buffer + 1]
     start, end = _unpack("<i", offsets, 4 * row), _unpack("<i", offsets, 4 * row + 4)
     if not 0 <= start <= end:
         raise ValueError("offsets out of order")

@@ -1,24 +1,21 @@
-"""LegacyStore: a database of an older tool, as a part of a store like one of our own."""
+"""LegacyFile: a database of an older tool, as one of the files of a store, like a shard of our own."""
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 
-from imagelmdb.errors import StoreError
+from imagelmdb.errors import DAMAGE, StoreError
 from imagelmdb.store.format import Record
-from imagelmdb.store.legacy.key_list import KeyList
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.lmdbfile.environment import Environment
+from imagelmdb.store.texts import Texts
 
-# What a loader raises for a damaged value.
-DAMAGE = (ValueError, TypeError, LookupError, OverflowError, struct.error)
 MAX_CLASSES = 1 << 20  # a larger label means damage
 _TRIED_RECORDS = 100  # if the first 100 are all bad, the file is something else
 
@@ -32,24 +29,70 @@ class _Listing(NamedTuple):
     first_error: str
 
 
-class Places:
+class KeyList:
+    """The keys of a database in index order. If they are 0, 1, 2, ..., as nearly always, it keeps no keys.
+
+    Index and key differ: a tool's list may begin with b"17", while LMDB sorts its keys by bytes.
+    """
+
+    def __init__(self, count: int, width: int, texts: Texts | None = None):
+        """Without `texts` they are padded with zeros: count 2 and width 3 are b"000" and b"001"."""
+        self._count, self._width, self._texts = count, width, texts
+
+    @classmethod
+    def split(cls, data: bytes | memoryview, ends: np.ndarray) -> KeyList:
+        """Key i is data[ends[i - 1]:ends[i]]."""
+        sizes = np.diff(ends, prepend=0)
+        if np.any(sizes <= 0) or len(data) != sizes.sum():
+            raise ValueError("a damaged list of keys")
+        width = int(sizes.max(initial=0)) if np.all(sizes == sizes[:1]) else 0
+        numbers = [b"%0*d" % (width, i) for i in range(len(ends))]
+        plain = list(map(len, numbers)) == sizes.tolist() and b"".join(numbers) == data
+        return cls(len(ends), width, None if plain else Texts.view(bytes(data), ends))
+
+    @classmethod
+    def from_list(cls, keys: Sequence[bytes | memoryview]) -> KeyList:
+        ends = np.fromiter(accumulate(map(len, keys)), np.int64, len(keys))
+        return cls.split(b"".join(keys), ends)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> bytes:
+        return b"%0*d" % (self._width, index) if self._texts is None else self._texts.encoded(index)
+
+    def make_finder(self) -> Callable[[list[bytes]], list[int]]:
+        """A function that gives the indices of many keys; -1 for a key that is not in the list."""
+        if self._texts is None:
+            return self._find_numbers
+        indices = {self[index]: index for index in range(len(self))}
+        return lambda keys: [indices.get(key, -1) for key in keys]
+
+    def _find_numbers(self, keys: list[bytes]) -> list[int]:
+        width, count = self._width, self._count
+        numbers = [int(key) if key.isdigit() else count for key in keys]
+        written = (b"%0*d" % (width, number) for number in numbers)
+        found = zip(numbers, written, keys, strict=True)
+        return [number if number < count and text == key else -1 for number, text, key in found]
+
+
+class Extents:
     """Where each record is in the file, in index order: 12 bytes for each, found once and without liblmdb.
 
     py-lmdb reads all of a value that it returns. A view of the file reads a page only when somebody looks at
     it, so a pass over all labels reads no images.
     """
 
-    def __init__(self, environment: Environment, parts: list[tuple[str | None, KeyList]]):
-        """`parts`: (name of a sub-database, its keys in index order); None names the main database."""
-        self.environment = environment
-        self._parts = parts
-        self._ends = list(accumulate(len(keys) for _, keys in parts))
+    def __init__(self, environment: Environment, databases: list[tuple[str | None, KeyList]]):
+        """`databases`: (name of a sub-database, its keys in index order); None names the main database."""
+        self._databases = databases
+        self._ends = list(accumulate(len(keys) for _, keys in databases))
         self._offsets = np.zeros(len(self), np.int64)  # 0: the record is missing
         self._sizes = np.zeros(len(self), np.uint32)
-        for (database, keys), end in zip(parts, self._ends, strict=True):
-            start = end - len(keys)
-            for values in datafile.locate_all(environment.file, database):
-                indices = keys.find(values.keys)
+        for (name, keys), end in zip(databases, self._ends, strict=True):
+            find, start = keys.make_finder(), end - len(keys)
+            for values in datafile.locate_all(environment.path, name):
+                indices = np.array(find(values.keys.as_bytes()), np.int64)
                 ours = indices >= 0
                 self._offsets[start + indices[ours]] = values.offsets[ours]
                 self._sizes[start + indices[ours]] = values.sizes[ours]
@@ -62,13 +105,13 @@ class Places:
         return int(self._offsets[index]), int(self._sizes[index])
 
     def key(self, index: int) -> str:
-        part = bisect_right(self._ends, index)
-        database, keys = self._parts[part]
-        text = keys[index - (self._ends[part - 1] if part else 0)].decode("ascii", "backslashreplace")
-        return text if database is None else f"{database}-{text}"
+        number = bisect_right(self._ends, index)
+        name, keys = self._databases[number]
+        text = keys[index - (self._ends[number - 1] if number else 0)].decode("ascii", "backslashreplace")
+        return text if name is None else f"{name}-{text}"
 
 
-class LegacyStore:
+class LegacyFile:
     """The records of an older tool's database.
 
     format: the tool's name for `imagelmdb info`.
@@ -83,24 +126,24 @@ class LegacyStore:
         environment: Environment,
         *,
         format: str,
-        places: Places,
+        extents: Extents,
         load: Callable[[memoryview], tuple],
         labels: np.ndarray | None = None,
         pixels: tuple[int, int] | None = None,
     ):
         self.environment = environment
-        self.file = environment.file
+        self.path = environment.path
         self.format = format
         self.conversion, self.shard, self.shards = "", 0, 1
         self.digest, self.arrays = "", {}
-        self._places = places
+        self._extents = extents
         self._load = load
         self._labels = labels
         self._pixels = pixels
         self.encoding = self._find_encoding()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._extents)
 
     def __getitem__(self, index: int) -> Record:
         image, label = self._read(index)
@@ -134,10 +177,13 @@ class LegacyStore:
         """The label and the key, such as "7/00000012.JPEG". A record that is lost has a name too."""
         suffix = "JPEG" if self.encoding == "jpeg" else "png"
         label = int(self._listing.labels[index])
-        return f"{label if label >= 0 else 'lost'}/{self._places.key(index).replace('/', '_')}.{suffix}"
+        return f"{label if label >= 0 else 'lost'}/{self._extents.key(index).replace('/', '_')}.{suffix}"
 
     def where(self, index: int) -> str:
-        return f"{self.file} key {self._places.key(index)}"
+        return f"{self.path} key {self._extents.key(index)}"
+
+    def has_changed(self) -> bool:
+        return self.environment.has_changed()
 
     def check(self, index: int) -> None:
         """Does nothing: no tool kept checksums."""
@@ -150,7 +196,7 @@ class LegacyStore:
         return {"format": self.format}
 
     def prefetch(self, index: int) -> None:
-        self.environment.prefetch(*self._places[index])
+        self.environment.prefetch(*self._extents[index])
 
     def _find_encoding(self) -> str:
         """The encoding of the first record that can be read; StoreError if none of the first 100 can."""
@@ -181,24 +227,17 @@ class LegacyStore:
                 sizes[index] = image.shape[1::-1]
         return _Listing(labels, sizes, lost, first_error)
 
-    def _value(self, index: int) -> memoryview:
-        offset, size = self._places[index]
+    def _read(self, index: int) -> tuple[memoryview | np.ndarray, int]:
+        offset, size = self._extents[index]
         if not offset:
             raise StoreError(f"{self.where(index)} is missing")
-        return self.environment.view(offset, size)
-
-    def _read(self, index: int) -> tuple[memoryview | np.ndarray, int]:
-        value = self._value(index)
+        value = self.environment.view(offset, size)
         try:
             image, label = self._load(value)
             if label is None:
                 label = int(self._labels[index])
-            return image, _check_label(label)
+            if not 0 <= label < MAX_CLASSES:
+                raise ValueError(f"label {label} is not a class number")
+            return image, label
         except DAMAGE as error:
             raise StoreError(f"{self.where(index)}: {error}") from error
-
-
-def _check_label(label: int) -> int:
-    if not 0 <= label < MAX_CLASSES:
-        raise ValueError(f"label {label} is not a class number")
-    return label

@@ -82,20 +82,16 @@ def _size(shape: tuple) -> tuple[int, ...]:
     return shape
 
 
-def _ndarray() -> None:
-    raise ValueError("an array that is made in another way than numpy does")
-
-
 _GLOBALS = {
     ("numpy", "dtype"): DType,
-    ("numpy", "ndarray"): _ndarray,  # only an argument of _reconstruct, never called
+    ("numpy", "ndarray"): "ndarray",  # only an argument of _reconstruct, never called
     ("torch", "Size"): _size,
     ("numpy.core.multiarray", "_reconstruct"): Array,
     ("numpy._core.multiarray", "_reconstruct"): Array,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("numpy._core.numeric", "_frombuffer"): _from_buffer,
 }
-_CALLABLES = set(_GLOBALS.values())
+_CALLABLES = set(filter(callable, _GLOBALS.values()))
 
 
 class _Machine:
@@ -144,11 +140,6 @@ class _Machine:
         items = self.stack[height:]
         del self.stack[height:]
         return items
-
-    def short_bytes(self) -> None:
-        size = self.data[self.at]
-        self.at += 1
-        self.stack.append(bytes(self.take(size)))
 
     def text(self, layout: str) -> None:
         self.stack.append(str(self.take(self.number(layout)), "utf-8"))
@@ -225,7 +216,7 @@ _ACTIONS = {  # opcode -> what it does
     b"M"[0]: lambda m: m.stack.append(m.number("<H")),
     b"J"[0]: lambda m: m.stack.append(m.number("<i")),
     b"\x8a"[0]: _Machine.long,
-    b"U"[0]: _Machine.short_bytes,  # a str of Python 2
+    b"U"[0]: lambda m: m.stack.append(bytes(m.take(m.number("B")))),  # a str of Python 2
     b"B"[0]: lambda m: m.stack.append(m.take(m.number("<I"))),
     b"T"[0]: lambda m: m.stack.append(m.take(m.number("<I"))),
     b"\x8e"[0]: lambda m: m.stack.append(m.take(m.number("<Q"))),

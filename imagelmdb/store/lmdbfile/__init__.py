@@ -2,6 +2,5 @@
 
 environment.py  opens a file with liblmdb and reads values by key
 datafile.py     given a path: checks the file before liblmdb opens it, and says where its values are
-pages.py        the pages of a file as numpy arrays, and the B-trees in them: what datafile.py is made of
-keys.py         many keys at once, in numpy
+pages.py        the pages of a file as numpy arrays, and the B-trees in them
 """

@@ -26,7 +26,6 @@ from typing import NamedTuple
 import numpy as np
 
 from imagelmdb.errors import StoreError
-from imagelmdb.store.lmdbfile.keys import Keys, less
 
 PAGE_HEADER = 16  # bytes
 NODE_HEADER = 8
@@ -43,6 +42,32 @@ TREE = np.dtype(
         "formats": ["<u4", "<u2", "<u2", "<u8", "<u8", "<u8", "<u8", "<u8"],
     }
 )
+
+
+class Keys(NamedTuple):
+    """Many keys as numbers, which numpy can compare in LMDB's order.
+
+    Keys b"7" and b"00000012" are the words [0x3700000000000000, 0x3030303030303132] and the sizes [1, 8]:
+    eight bytes are one number, and numbers compare as their bytes do.
+    """
+
+    words: np.ndarray  # uint64[n, width], padded with zeros
+    sizes: np.ndarray  # int64[n]
+
+    @classmethod
+    def of(cls, key: bytes) -> Keys:
+        words = np.frombuffer(key.ljust(-(-len(key) // 8) * 8, b"\0"), ">u8")
+        return cls(words.astype(np.uint64)[None], np.array([len(key)]))
+
+    def take(self, rows: np.ndarray | slice) -> Keys:
+        return Keys(self.words[rows], self.sizes[rows])
+
+    def padded(self, width: int) -> np.ndarray:
+        return np.pad(self.words, ((0, 0), (0, width - self.words.shape[1])))
+
+    def as_bytes(self) -> list[bytes]:
+        data, width = self.words.astype(">u8").tobytes(), 8 * self.words.shape[1]
+        return [data[width * row : width * row + size] for row, size in enumerate(self.sizes.tolist())]
 
 
 class Nodes(NamedTuple):
@@ -156,10 +181,10 @@ class Pages:
         for _ in range(depth - 1):
             nodes = self._read_nodes(self._in_range(page, page), BRANCH, minimum=2)
             # The first key of a branch page is not used: its child has all keys before the second.
-            row = np.count_nonzero(~less(wanted, nodes.keys)[1:])
+            row = np.count_nonzero(~_less(wanted, nodes.keys)[1:])
             page = _children(nodes)[row : row + 1]
         keys = self._read_nodes(self._in_range(page, page), LEAF, minimum=1).keys
-        return bool(np.any(~less(wanted, keys) & ~less(keys, wanted)))
+        return bool(np.any(~_less(wanted, keys) & ~_less(keys, wanted)))
 
     def _read_root(self, tree: np.void) -> tuple[np.ndarray | None, int]:
         """(root page, depth); the page is None if the tree is empty."""
@@ -233,14 +258,14 @@ class Pages:
         """Check that keys ascend in each page, and that they fit the branch pages. Returns the last key."""
         keys = nodes.keys
         _require(keys.sizes > 0, level[nodes.page], "has an empty key")
-        ascending = less(keys.take(slice(None, -1)), keys.take(slice(1, None)))
+        ascending = _less(keys.take(slice(None, -1)), keys.take(slice(1, None)))
         ascending[nodes.first[1:] - 1] = True  # these pairs are on two pages
         _require(ascending, level[nodes.page[1:]], "has keys out of order")
-        outside = less(keys.take(nodes.first), lows)
+        outside = _less(keys.take(nodes.first), lows)
         last = np.append(nodes.first[1:] - 1, len(keys.sizes) - 1)
-        outside[1:] |= ~less(keys.take(last[:-1]), lows.take(slice(1, None)))
+        outside[1:] |= ~_less(keys.take(last[:-1]), lows.take(slice(1, None)))
         if previous is not None:
-            outside[:1] |= ~less(previous, lows.take(slice(0, 1)))
+            outside[:1] |= ~_less(previous, lows.take(slice(0, 1)))
         _require(~outside, level, "has keys that belong to another page")
         return keys.take(last[-1:])
 
@@ -274,6 +299,17 @@ class Pages:
             name = bytes(self.bytes[end - int(nodes.keys.sizes[row]) : end])
             named.append((name, np.frombuffer(data.tobytes(), TREE)[0]))
         return named
+
+
+def _less(a: Keys, b: Keys) -> np.ndarray:
+    """a < b for each row, in LMDB's order: by bytes, and if one key begins with the other, by size."""
+    width = max(a.words.shape[1], b.words.shape[1])
+    left, right = a.padded(width), b.padded(width)
+    less = a.sizes < b.sizes
+    for column in reversed(range(width)):
+        x, y = left[:, column], right[:, column]
+        less = np.where(x == y, less, x < y)
+    return less
 
 
 def _children(nodes: Nodes) -> np.ndarray:

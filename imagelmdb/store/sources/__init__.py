@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DAMAGE, UserError, describe
 from imagelmdb.store.sources.dataset import DatasetSource
 from imagelmdb.store.sources.folder import FolderSource
 from imagelmdb.store.sources.listing import ListSource
@@ -50,6 +50,8 @@ def open_source(
         source = next((source for kind in SOURCES if (source := kind.open_at(place)) is not None), None)
     except PermissionError as error:
         raise UserError(f"no permission to read {error.filename or path}") from error
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged, or not what it looks like ({describe(error)})") from error
     if source is None and place.kind == "pattern":
         other = next(file for file in place.files if file.suffix != ".tar")
         raise UserError(f"{path} matches {other}: a pattern must match only .tar or only .parquet files")

@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from imagelmdb.errors import UserError
-from imagelmdb.store.sources.source import Sample, digest
+from imagelmdb.store.sources.source import Sample, Source, as_label, digest
 
 _one_at_a_time = threading.Lock()
 
 
-class DatasetSource:
+class DatasetSource(Source):
     """The items of a dataset. One thread at a time asks it, since it may not be safe to use from several."""
-
-    encoding = "jpeg"
-    reads: Sequence[Path] = ()  # unknown
 
     def __init__(self, dataset: Any, *, classes: Sequence[str] | None = None):
         self.dataset = dataset
         self.description = f"dataset {type(dataset).__name__}"
         if not len(dataset):
             raise UserError(f"{self.description} is empty")
-        holder = dataset
-        while classes is None and holder is not None:  # a Subset wraps the dataset that knows the classes
-            classes, holder = getattr(holder, "classes", None), getattr(holder, "dataset", None)
+        classes = find_classes(dataset) if classes is None else classes
         if classes is None:
             raise UserError(f"{self.description} has no .classes: pass classes=[...], a name for each label")
         self.classes = [str(name) for name in classes]
@@ -50,8 +44,8 @@ class DatasetSource:
                 image, label = self.dataset[index]
         except Exception as error:  # the dataset's own code; one bad item must not end all
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        label = int(label)
-        if not 0 <= label < len(self.classes):
+        label = as_label(label)
+        if label >= len(self.classes):
             raise ValueError(f"label {label} is outside the {len(self.classes)} classes")
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
             image = Image.fromarray(image)
@@ -72,3 +66,10 @@ class DatasetSource:
         except ValueError as error:
             return str(error).encode()
         return b"%d " % label + (image if isinstance(image, bytes) else image.tobytes())
+
+
+def find_classes(dataset: Any) -> Sequence[str] | None:
+    """The names of a dataset's classes. A Subset wraps the dataset that knows them."""
+    while (classes := getattr(dataset, "classes", None)) is None and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    return classes

@@ -7,21 +7,32 @@ truth.label_files(["ILSVRC2012_val_00000293.JPEG"])    # [0]
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
 import re
 import struct
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DAMAGE, UserError, describe
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 META = "data/meta.mat"
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+# The real one unpacks to a few MB. A forged one of some kB could unpack to gigabytes.
+_MOST_BYTES = 64 << 20
+_MOST_VALUES = 1 << 20  # of a MAT-file's structs; the real one has 15,000
+_MOST_FIELDS = 100
+_UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG$")
 
 # MATLAB's MAT-file format, level 5: types of elements, and the only class of arrays we look for
@@ -57,13 +68,14 @@ def read_devkit(path: str | Path) -> Devkit:
     try:
         leaves = [entry for entry in read_structs(meta, "synsets") if entry["num_children"] == 0]
         wnids = {int(entry["ILSVRC2012_ID"]): entry["WNID"] for entry in leaves}
+        if not all(isinstance(wnid, str) for wnid in wnids.values()):
+            raise ValueError("a WNID is not a text")
         classes = sorted(wnids.values())
-        rank = {number: classes.index(wnid) for number, wnid in wnids.items()}
-        labels = np.array([rank[int(line)] for line in truth.split()], np.int32)
-    except (ValueError, KeyError, IndexError, TypeError, struct.error, zlib.error) as error:
-        detail = f"{type(error).__name__}: {error}"
+        label_of = {wnid: label for label, wnid in enumerate(classes)}
+        labels = np.array([label_of[wnids[int(line)]] for line in truth.split()], np.int32)
+    except DAMAGE as error:
         raise UserError(
-            f"{path} is damaged, or not an ImageNet devkit ({detail}): download it again"
+            f"{path} is damaged, or not an ImageNet devkit ({describe(error)}): download it again"
         ) from error
     return Devkit(classes, labels)
 
@@ -73,21 +85,42 @@ def _read_files(path: Path) -> tuple[bytes, bytes]:
     try:
         if path.is_dir():
             for part in (META, TRUTH):
-                for file in path.glob(f"**/{part}"):
-                    found[part] = file.read_bytes()
+                for file in filter(Path.is_file, path.glob(f"**/{part}")):
+                    with file.open("rb") as opened:
+                        found[part] = _read_all(opened)
+        elif path.exists() and not path.is_file():
+            raise UserError(f"--devkit {path} is neither a file nor a folder")
         else:
-            with tarfile.open(path) as archive:
+            with path.open("rb") as file:
+                unpack = _UNPACKERS.get(file.read(2), lambda file: file)
+                file.seek(0)
+                unpacked = io.BytesIO(_read_all(unpack(file)))
+            with tarfile.open(fileobj=unpacked, mode="r:") as archive:
                 for member in archive:
                     for part in (META, TRUTH):
-                        if f"/{member.name}".endswith(f"/{part}"):
+                        if f"/{member.name}".endswith(f"/{part}") and _is_plain(member):
                             found[part] = archive.extractfile(member).read()
     except FileNotFoundError:
         raise UserError(f"--devkit {path} does not exist") from None
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"--devkit {path} is not a devkit archive ({error}): download it again") from error
+    except (tarfile.TarError, lzma.LZMAError, *DAMAGE) as error:
+        raise UserError(
+            f"--devkit {path} is not a devkit archive ({describe(error)}): download it again"
+        ) from error
     if len(found) < 2:
         raise UserError(f"--devkit {path} has no {META} with {TRUTH}: pass {DEVKIT}")
     return found[META], found[TRUTH]
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    """A sparse file of a few bytes could be read as terabytes of zeros."""
+    return member.isfile() and not member.issparse()
+
+
+def _read_all(file: BinaryIO) -> bytes:
+    data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"more than {_MOST_BYTES >> 20} MiB")
+    return data
 
 
 def read_structs(data: bytes, variable: str) -> list[dict]:
@@ -101,21 +134,37 @@ def read_structs(data: bytes, variable: str) -> list[dict]:
     width of a field's name, all names joined, and a matrix for each value.
     """
     order = {b"IM": "<", b"MI": ">"}[data[126:128]]
+    room = _MOST_BYTES  # for all that is unpacked
     for kind, payload in _elements(data[128:], order):
-        while kind == COMPRESSED:
-            kind, payload = next(_elements(zlib.decompress(payload), order))
+        if kind == COMPRESSED:
+            payload = _unpack(payload, room)
+            room -= len(payload)
+            kind, payload = next(_elements(payload, order), (0, b""))
         if kind != MATRIX:
             continue
         parts = _elements(payload, order)
-        (_, flags), _, (_, name) = (next(parts) for _ in range(3))
+        (_, flags), _, (_, name) = islice(parts, 3)
         if name.decode("latin-1") != variable or struct.unpack(order + "I", flags[:4])[0] & 0xFF != STRUCT:
             continue
-        width = struct.unpack(order + "i", next(parts)[1][:4])[0]
-        joined = next(parts)[1]
+        (_, width), (_, joined) = islice(parts, 2)
+        width = struct.unpack(order + "i", width[:4])[0]
+        if not 0 < width <= len(joined) <= width * _MOST_FIELDS:
+            raise ValueError(f"field names of {width} in {len(joined)} bytes")
         fields = [joined[i : i + width].split(b"\0")[0].decode() for i in range(0, len(joined), width)]
-        values = [_read_value(payload, order) for _, payload in parts]
+        values = [_read_value(payload, order) for _, payload in islice(parts, _MOST_VALUES)]
         return [dict(zip(fields, values[i:], strict=False)) for i in range(0, len(values), len(fields))]
     raise ValueError(f"no variable {variable}")
+
+
+def _unpack(data: bytes, room: int) -> bytes:
+    """What zlib packed; ValueError if it is more than `room` bytes."""
+    unpacker = zlib.decompressobj()
+    unpacked = unpacker.decompress(data, room + 1)
+    if len(unpacked) > room:
+        raise ValueError(f"it unpacks to more than {_MOST_BYTES >> 20} MiB")
+    if not unpacker.eof:
+        raise ValueError("a part is cut short")
+    return unpacked
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
@@ -123,6 +172,8 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
     while at + 8 <= len(data):
         kind, size = struct.unpack_from(order + "II", data, at)
         if kind >> 16:  # a payload of up to four bytes is in the tag itself
+            if kind >> 16 > 4:
+                raise ValueError(f"{kind >> 16} bytes in a tag of four")
             yield kind & 0xFFFF, data[at + 4 : at + 4 + (kind >> 16)]
             at += 8
         else:

@@ -1,12 +1,17 @@
-"""A folder of class folders: the same classes, order and files that torchvision's ImageFolder lists."""
+"""A folder of class folders, with the classes, the files and the order that torchvision's ImageFolder lists.
+
+FolderSource is for a conversion, FolderStore for training without one.
+"""
 
 from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import StoreError, UserError
+from imagelmdb.store.format import Record
 from imagelmdb.store.images import read_image_file
 from imagelmdb.store.sources.devkit import read_devkit
 from imagelmdb.store.sources.place import Place
@@ -33,7 +38,7 @@ class FolderSource(ListedSource):
             if folders:
                 raise UserError(f"--devkit is for a flat folder, and {root} has class folders: leave it out")
             classes, labels, paths = label_by_devkit(files, devkit)
-            names = Texts(f"{classes[labels[i]]}/{paths[i]}" for i in range(len(paths)))
+            names = Texts(f"{classes[label]}/{path}" for label, path in zip(labels, paths, strict=True))
         self.paths = paths  # below root
         super().__init__(f"folder {root}", classes=classes, labels=labels, names=names, reads=[self.root])
 
@@ -43,6 +48,47 @@ class FolderSource(ListedSource):
 
     def read_image(self, index: int) -> bytes:
         return read_image_file(self.root / self.paths[index])
+
+
+class FolderStore(FolderSource):
+    """The same as a Store: its records are the image files, to train from them without a conversion."""
+
+    sizes = None  # to know them, one must open each file
+    has_checksums = False
+    advice = "replace or delete the file"
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        try:
+            super().__init__(self.path)
+        except UserError as error:
+            raise StoreError(str(error)) from error
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            data = self.read_image(index)
+        except OSError as error:
+            raise StoreError(f"cannot read {self.where(index)}: {error.strerror}") from error
+        return Record(memoryview(data), int(self.labels[index]))
+
+    def where(self, index: int) -> str:
+        return str(self.path / self.name(index))
+
+    def has_changed(self, index: int) -> bool:
+        """No: each file is read anew."""
+        return False
+
+    def check_arrays(self) -> None:
+        """Does nothing: nobody has written down what the files should contain."""
+
+    def check(self, index: int) -> None:
+        """Does nothing, as check_arrays."""
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Does nothing: the kernel reads files ahead by itself."""
 
 
 def list_entries(root: Path) -> tuple[list[str], list[str]]:

@@ -11,11 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import UserError, describe
 from imagelmdb.store.images import read_image_file
 from imagelmdb.store.sources.place import Place
-from imagelmdb.store.sources.source import ListedSource, are_unique, as_folder_name, read_class_names
+from imagelmdb.store.sources.source import (
+    ListedSource,
+    are_unique,
+    as_folder_name,
+    as_label,
+    read_class_names,
+)
 from imagelmdb.store.texts import Texts
+
+_LONGEST_LINE = 1 << 16  # characters: a path has at most 4096 bytes
 
 
 class ListSource(ListedSource):
@@ -36,7 +44,7 @@ class ListSource(ListedSource):
         labels, classes = index_labels(path, fields, lines)
         folders = [as_folder_name(name) for name in classes]
         self.paths = paths
-        names = Texts(_name(paths[i], folders[labels[i]]) for i in range(len(paths)))
+        names = Texts(_name(path, folders[label]) for path, label in zip(paths, labels, strict=True))
         if not are_unique(names):
             seen = set()
             i = next(i for i in range(len(names)) if names[i] in seen or seen.add(names[i]))
@@ -56,7 +64,9 @@ def read_lines(path: Path) -> tuple[Texts, Texts, array]:
     """(paths, labels as written, line numbers)"""
     paths, fields, lines = Texts(), Texts(), array("q")
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), 1):
+            if len(line) == _LONGEST_LINE or "\0" in line:
+                raise UserError(f"{path}, line {number}: not a line of text: {line[:40]!r} ...")
             line = line.strip()
             if not line or line.startswith("#"):
                 continue
@@ -74,18 +84,19 @@ def index_labels(path: Path, fields: Texts, lines: array) -> tuple[np.ndarray, l
 
     An integer is the label itself. A class name's label is its rank among the sorted names.
     """
-    count = len(fields)
-    if not count or not fields[0].isdecimal():
-        classes = sorted({fields[i] for i in range(count)})
+    if not len(fields) or not fields[0].isdecimal():
+        classes = sorted(set(fields))
         rank = {name: label for label, name in enumerate(classes)}
-        return np.fromiter((rank[fields[i]] for i in range(count)), np.int32, count), classes
-    labels = np.empty(count, np.int32)
-    for i in range(count):
-        if not fields[i].isdecimal() or int(fields[i]) >= 2**31:
-            raise UserError(
-                f"{path}, line {lines[i]}: the label {fields[i]!r} is not an integer, as those above are"
-            )
-        labels[i] = int(fields[i])
+        return np.fromiter((rank[field] for field in fields), np.int32, len(fields)), classes
+    labels = np.empty(len(fields), np.int32)
+    for i, field in enumerate(fields):
+        where = f"{path}, line {lines[i]}: the label {field[:40]!r}"
+        if not field.isdecimal():
+            raise UserError(f"{where} is not an integer, as those above are")
+        try:
+            labels[i] = as_label(field)
+        except ValueError as error:
+            raise UserError(f"{where} is not a class number ({describe(error)})") from error
     return labels, read_class_names(path.parent, labels)
 
 

@@ -16,9 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DAMAGE, UserError, describe
 from imagelmdb.store.sources.place import Place, check_one_set
-from imagelmdb.store.sources.source import ListedSource, are_unique, as_folder_name, read_class_names
+from imagelmdb.store.sources.source import (
+    MOST_CLASSES,
+    ListedSource,
+    are_unique,
+    as_folder_name,
+    read_class_names,
+)
 from imagelmdb.store.texts import Texts
 
 BATCH_ROWS = 16
@@ -34,16 +40,18 @@ class ParquetSource(ListedSource):
 
     def __init__(self, description: str, paths: Sequence[str | Path]):
         self.paths = [Path(path).expanduser().absolute() for path in paths]
-        self._cursors = _Cursors()
+        self._cursors: _Cursors | None = None
+        self.columns: list[str] = []  # of each file: where its images are
         labels, files, groups = [], Texts(), []
         classes = None
         row = 0
         for part, path in enumerate(self.paths):
             file = open_parquet(path)
-            self.column, path_column = find_columns(path, file.schema_arrow)
+            column, path_column = find_columns(path, file.schema_arrow)
+            self.columns.append(column)
             labels.append(read_labels(path, file))
-            for text in read_file_names(file, path_column):
-                files.append(text)
+            for name in read_file_names(path, file, path_column):
+                files.append(name)
             classes = classes or read_hub_classes(file.schema_arrow)
             for group in range(file.num_row_groups):
                 groups.append((row, part, group))
@@ -73,23 +81,20 @@ class ParquetSource(ListedSource):
         return None
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_cursors"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ |= state
-        self._cursors = _Cursors()
+        return self.__dict__ | {"_cursors": None}
 
     def read_image(self, index: int) -> bytes:
         found = int(np.searchsorted(self.groups[:, 0], index, side="right")) - 1
         first, part, group = self.groups[found].tolist()
-        if self._cursors.process != os.getpid():  # the fork may have copied a lock while it was taken
+        # A fork may have copied a lock while it was taken.
+        if self._cursors is None or self._cursors.process != os.getpid():
             self._cursors = _Cursors()
-        image = self._cursors.read(self.paths[part], group, self.column, index - first).as_py()
+        image = self._cursors.read(self.paths[part], group, self.columns[part], index - first).as_py()
         if image is None:
             raise ValueError("the row has no image bytes")
         return image
 
-    def facts(self) -> tuple:
+    def fingerprint_extras(self) -> tuple:
         return (self.groups,)
 
 
@@ -129,7 +134,10 @@ class _Cursor:
 
     def read(self, row: int):
         while row >= self._end:
-            images = next(self._batches).column(0)
+            batch = next(self._batches, None)
+            if batch is None:
+                raise ValueError(f"its row group ends after {self._end} rows")
+            images = batch.column(0)
             images = images.field("bytes") if hasattr(images, "field") else images
             self._kept.append((self._end, images))
             self._end += len(images)
@@ -144,9 +152,17 @@ def open_parquet(path: Path):
     except ImportError as error:
         raise UserError(f"{path} needs pyarrow: pip install 'imagelmdb[parquet]'") from error
     try:
-        return pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER_BYTES)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is damaged, or no parquet file ({error}): download it again") from error
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER_BYTES)
+        # A column of equal numbers takes no space, and a forged count of them would take all memory.
+        if file.metadata.num_rows > path.stat().st_size:
+            raise ValueError(f"{file.metadata.num_rows} rows in {path.stat().st_size} bytes")
+    except PermissionError:
+        raise
+    except (OSError, *DAMAGE) as error:
+        raise UserError(
+            f"{path} is damaged, or no parquet file ({describe(error)}): download it again"
+        ) from error
+    return file
 
 
 def find_columns(path: Path, schema) -> tuple[str, str | None]:
@@ -160,36 +176,58 @@ def find_columns(path: Path, schema) -> tuple[str, str | None]:
         raise UserError(f"{path}: the column label is {label}, and must be integers")
     if types.is_struct(image):
         fields = {image.field(i).name: image.field(i).type for i in range(image.num_fields)}
-        if "bytes" in fields:
-            has_text = "path" in fields and (
-                types.is_string(fields["path"]) or types.is_large_string(fields["path"])
-            )
+        if _is_bytes(fields.get("bytes")):
+            path_type = fields.get("path", fields["bytes"])
+            has_text = types.is_string(path_type) or types.is_large_string(path_type)
             return "image.bytes", "image.path" if has_text else None
-    elif types.is_binary(image) or types.is_large_binary(image):
+    elif _is_bytes(image):
         return "image", None
     raise UserError(f"{path}: the column image is {image}, and must be bytes, or a struct with bytes in it")
 
 
+def _is_bytes(kind) -> bool:
+    from pyarrow import types
+
+    return kind is not None and (types.is_binary(kind) or types.is_large_binary(kind))
+
+
 def read_labels(path: Path, file) -> np.ndarray:
-    column = file.read(columns=["label"], use_threads=False).column("label")
-    labels = column.cast("int64").fill_null(-1).to_numpy()
-    if (labels < 0).any():
+    column = read_column(path, file, "label").column("label")
+    # Two steps, since a cast of 2**32 to int32 gives 0, and arrow refuses to cast 2**64 - 1 to int64.
+    numbers = column.fill_null(0).to_numpy()
+    is_missing = column.is_null().to_numpy() | (numbers < 0)
+    if is_missing.any():
         raise UserError(
-            f"{path}, row {int((labels < 0).argmax())}: no label, as in a test split; pass another split"
+            f"{path}, row {int(is_missing.argmax())}: no label, as in a test split; pass another split"
         )
-    return labels.astype(np.int32)
+    if (numbers >= MOST_CLASSES).any():
+        row = int((numbers >= MOST_CLASSES).argmax())
+        raise UserError(f"{path}, row {row}: label {numbers[row]} is not a class number")
+    return numbers.astype(np.int32)
 
 
-def read_file_names(file, column: str | None) -> list[str]:
+def read_file_names(path: Path, file, column: str | None) -> list[str]:
     if column is None:
         return [""] * file.metadata.num_rows
-    paths = file.read(columns=[column], use_threads=False).column("image")
-    return [(row["path"] or "").rpartition("/")[2] for chunk in paths.chunks for row in chunk.to_pylist()]
+    chunks = read_column(path, file, column).column("image").chunks
+    paths = ((row or {}).get("path") or "" for chunk in chunks for row in chunk.to_pylist())
+    return [path.rpartition("/")[2] for path in paths]
+
+
+def read_column(path: Path, file, column: str):
+    """One column of all rows, as a table."""
+    try:
+        table = file.read(columns=[column], use_threads=False)
+        if len(table) != file.metadata.num_rows:
+            raise ValueError(f"{len(table)} rows instead of {file.metadata.num_rows}")
+    except (OSError, *DAMAGE) as error:
+        raise UserError(f"{path}: its column {column} is damaged ({describe(error)})") from error
+    return table
 
 
 def read_hub_classes(schema) -> list[str] | None:
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return list(features["label"]["names"])
-    except (ValueError, KeyError, TypeError):
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+    except DAMAGE:
         return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

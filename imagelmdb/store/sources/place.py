@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 from imagelmdb.errors import UserError
-from imagelmdb.store.sources.archive import scan_tar
-from imagelmdb.store.sources.devkit import VAL_NAME
 
 _COMPRESSIONS = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7z": "unxz", b"(\xb5\x2f\xfd": "unzstd"}
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_SAMPLED_MEMBERS = 16  # of a tar, enough to see what it contains
+_BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+_MOST_FILES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,6 @@ class Place:
 
     @property
     def is_tar(self) -> bool:
-        """A tar file."""
         return self.kind == "file" and (self.head[257:262] == b"ustar" or self.path.suffix == ".tar")
 
     @property
@@ -44,12 +39,6 @@ class Place:
         """The tars in a folder that has nothing but files in it."""
         only_files = self.kind == "folder" and not self.has_folders
         return [file for file in self.files if file.suffix == ".tar"] if only_files else []
-
-    @cached_property
-    def tar_kinds(self) -> set[str]:
-        """What the tars contain, from a look at the first and the last: see tell_tar."""
-        tars = self.tars or ([self.path] if self.is_tar else [])
-        return {tell_tar(tar) for tar in {*tars[:1], *tars[-1:]}}
 
 
 def look_at(path: str | Path, *, devkit: str | Path | None = None, root: str | Path | None = None) -> Place:
@@ -82,8 +71,15 @@ def look_at(path: str | Path, *, devkit: str | Path | None = None, root: str | P
 def expand_pattern(pattern: str) -> list[Path]:
     """The files that "train-{000..146}.tar" or "train-*.tar" names, in order. Each must exist."""
     names = [pattern]
-    while any(_BRACES.search(name) for name in names):
-        names = [one for name in names for one in _expand_braces(name)]
+    while found := _BRACES.search(names[0]):  # the first braces are the same in all names
+        first, last = found.groups()
+        numbers = range(int(first), int(last) + 1)
+        if not numbers:
+            raise UserError(f"{pattern}: {found[0]} is an empty range, write the smaller number first")
+        if len(names) * len(numbers) > _MOST_FILES:
+            raise UserError(f"{pattern} names more than {_MOST_FILES} files")
+        written = [f"{number:0{len(first)}d}" for number in numbers]
+        names = [name.replace(found[0], number, 1) for name in names for number in written]
     if len(names) > 1:
         missing = [name for name in names if not Path(name).is_file()]
         if missing:
@@ -97,17 +93,6 @@ def expand_pattern(pattern: str) -> list[Path]:
     return found
 
 
-def tell_tar(file: Path) -> str:
-    """What a tar contains: "class tars", "webdataset" (x.jpg with x.cls), "val" (ImageNet's) or "tar"."""
-    members = [m for m in islice(scan_tar(file), _SAMPLED_MEMBERS) if not m.is_folder]
-    names = [member.name for member in members]
-    if any(name.lower().endswith(".tar") for name in names):
-        return "class tars"
-    if any(name.lower().endswith((".cls", ".json")) for name in names):
-        return "webdataset"
-    return "val" if any(VAL_NAME.search(name) and "/" not in name for name in names) else "tar"
-
-
 def check_one_set(place: Place, files: list[Path]) -> None:
     """Train and validation shards in one folder must not become one store."""
     sets = sorted({re.split(r"[-_.]?\d", file.name)[0] for file in files})
@@ -116,12 +101,3 @@ def check_one_set(place: Place, files: list[Path]) -> None:
         raise UserError(
             f"{place.text} has shards of {', '.join(sets)}: pass one set, for example '{example}'"
         )
-
-
-def _expand_braces(name: str) -> list[str]:
-    found = _BRACES.search(name)
-    if not found:
-        return [name]
-    first, last = found.groups()
-    numbers = range(int(first), int(last) + 1)
-    return [f"{name[: found.start()]}{n:0{len(first)}d}{name[found.end() :]}" for n in numbers]

@@ -1,15 +1,7 @@
 """What a conversion reads: a Source lists images with their labels, and reads any of them in any order.
 
-A new source is one class in one file, and one line in the table of `sources/__init__.py`. Most of them derive
-from ListedSource and add this:
-
-    class MySource(ListedSource):
-        takes = ()                      # or "devkit", "root": the options of open_source that it uses
-
-        @classmethod
-        def open_at(cls, place: Place) -> MySource | None: ...    # None if this place is not one of its own
-
-        def read_image(self, index: int) -> bytes: ...            # the bytes of one image file
+A new source is one class in one file, and one line in the table of `sources/__init__.py`: docs/extending.md
+shows one. Most derive from ListedSource and add `kind`, open_at and read_image.
 
 The list of 1.28 M images takes about 60 MB and is cheap to pickle: names in one buffer, numbers in arrays.
 """
@@ -25,12 +17,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import DAMAGE, UserError, describe
+from imagelmdb.store.sources.place import Place
 from imagelmdb.store.texts import Texts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
-_MOST_CLASSES = 1 << 20
+MOST_CLASSES = 1 << 20
+_MOST_NAMES_BYTES = 256 << 20  # of the file of class names
 
 
 class Sample(NamedTuple):
@@ -41,12 +35,21 @@ class Sample(NamedTuple):
 
 
 class Source(Protocol):
-    """A list of labelled images. It is picklable, and any process and any thread may read it."""
+    """A list of labelled images. It is picklable, and any process and any thread may read it.
+
+    A class that derives from it gets what has a default here.
+    """
 
     description: str  # one line, such as "folder /imagenet/train"
     classes: list[str]
-    encoding: str  # how its images are stored unless the user says otherwise: "jpeg" or "raw"
-    reads: Sequence[Path]  # the files or folders it reads, which a conversion must not write into
+    encoding: str = "jpeg"  # how its images are stored unless the user says otherwise; or "raw"
+    reads: Sequence[Path] = ()  # the files or folders it reads, which a conversion must not write into
+    takes: tuple[str, ...] = ()  # the options of open_source that it uses: "devkit", "root"
+
+    @classmethod
+    def open_at(cls, place: Place) -> Source | None:
+        """The source at this place, for open_source. None if the place is not one of its kind."""
+        return None
 
     def __len__(self) -> int: ...
 
@@ -54,18 +57,16 @@ class Source(Protocol):
         """The image's name, which no other image has: "n01440764/n01440764_10026.JPEG"."""
 
     def read(self, index: int) -> Sample:
-        """Read one image. A bad one raises OSError or ValueError."""
+        """Read one image. A bad one raises OSError, or one of errors.DAMAGE."""
 
     def fingerprint(self) -> str:
         """A digest of what is listed. It leaves out paths and times: data that was moved is the same data."""
 
 
-class ListedSource:
+class ListedSource(Source):
     """A Source that knows all names and labels from the start. Subclasses add read_image(index) -> bytes."""
 
     kind: str  # part of the fingerprint
-    encoding = "jpeg"
-    takes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -78,18 +79,20 @@ class ListedSource:
     ):
         self.description = description
         self.classes = list(classes)
-        self.labels = np.asarray(labels, np.int32)
+        self.labels = np.asarray(labels)
         self.names = names
         self.reads = reads
         if not len(names):
             raise UserError(f"no images in {description}")
-        if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+        least, most = self.labels.min(), self.labels.max()
+        if self.labels.dtype.kind not in "biu" or not 0 <= least <= most < len(self.classes):
             raise UserError(
-                f"{description} has labels from {self.labels.min()} to {self.labels.max()} for "
-                f"{len(self.classes)} classes"
+                f"{description} has labels from {least} to {most} for {len(self.classes)} classes"
             )
-        for name in classes:
-            if not name.isprintable():  # bytes that are not UTF-8 arrive as lone surrogates
+        self.labels = self.labels.astype(np.int32)  # not before the check: it would make 0 of 2**32
+        for name in self.classes:
+            # Bytes that are not UTF-8 arrive as lone surrogates, which are not printable.
+            if not isinstance(name, str) or not name.isprintable():
                 raise UserError(f"{description}: the class name {name!r} is not readable text: rename it")
 
     def __len__(self) -> int:
@@ -105,9 +108,12 @@ class ListedSource:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        return digest(self.kind, self.classes, self.labels, self.names.ends, self.names.buffer, *self.facts())
+        names = self.names
+        return digest(
+            self.kind, self.classes, self.labels, names.ends, names.buffer, *self.fingerprint_extras()
+        )
 
-    def facts(self) -> tuple:
+    def fingerprint_extras(self) -> tuple:
         """More buffers for the fingerprint, if two sources with the same names can still differ."""
         return ()
 
@@ -120,6 +126,18 @@ def digest(kind: str, classes: list[str], *buffers) -> str:
         total.update(b"%d:" % len(view))
         total.update(view)
     return total.hexdigest()[:32]
+
+
+def as_label(value: object) -> int:
+    """A label from outside as an int: a number, or a text of digits. ValueError if no class can have it."""
+    label = int(value)
+    if not isinstance(value, (str, bytes)) and label != value:
+        raise ValueError(f"label {value} is not an integer")
+    if label < 0:
+        raise ValueError(f"label {label} is negative")
+    if label >= MOST_CLASSES:
+        raise ValueError(f"label {label} is above {MOST_CLASSES - 1}")
+    return label
 
 
 def are_unique(names: Texts) -> bool:
@@ -149,10 +167,11 @@ def order_as_folder(names: Texts, labels: np.ndarray) -> np.ndarray:
 def read_class_names(folder: Path, labels: np.ndarray) -> list[str]:
     """The class names in classnames.txt (one a line) or classnames.json in `folder`, else "0", "1", ..."""
     count = int(labels.max()) + 1 if len(labels) else 0
-    if count > _MOST_CLASSES:
-        raise UserError(f"the labels beside {folder} go up to {count - 1}: they must number classes from 0")
     lines, table = folder / "classnames.txt", folder / "classnames.json"
     try:
+        for file in (lines, table):
+            if file.is_file() and file.stat().st_size > _MOST_NAMES_BYTES:
+                raise ValueError(f"{file.name} has {file.stat().st_size} bytes")
         if lines.is_file():
             found = lines.read_text(encoding="utf-8").splitlines()
         elif table.is_file():
@@ -162,9 +181,9 @@ def read_class_names(folder: Path, labels: np.ndarray) -> list[str]:
         else:
             return [str(label) for label in range(count)]
         names = [name.strip() for name in found]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (AttributeError, *DAMAGE) as error:
         raise UserError(
-            f"the class names beside the data in {folder} cannot be read ({error or type(error).__name__}): "
+            f"the class names beside the data in {folder} cannot be read ({describe(error)}): "
             "classnames.txt has one name on each line, classnames.json has a list"
         ) from error
     if len(names) < count:

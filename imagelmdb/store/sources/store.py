@@ -10,23 +10,21 @@ from PIL import Image
 from imagelmdb.errors import StoreError
 from imagelmdb.store.reader import SHARD_PATTERN, LMDBStore
 from imagelmdb.store.sources.place import Place
-from imagelmdb.store.sources.source import Sample, digest
+from imagelmdb.store.sources.source import Sample, Source, digest
 from imagelmdb.store.texts import Texts
 
 _MAGICS = (b"\xde\xc0\xef\xbe", b"\xbe\xef\xc0\xde")  # bytes 16 to 20 of an LMDB, in either byte order
 
 
-class StoreSource:
+class StoreSource(Source):
     """The records of a store: its encoded images as they are, or its pixels."""
-
-    takes: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path):
         self.store = LMDBStore(path)
         self.description = f"store {self.store.path}"
         self.classes = list(self.store.classes)
         self.encoding = self.store.encoding
-        self.reads = [part.file for part in self.store.parts]
+        self.reads = [file.path for file in self.store.files]
 
     @classmethod
     def open_at(cls, place: Place) -> StoreSource | None:
@@ -43,6 +41,7 @@ class StoreSource:
 
     def read(self, index: int) -> Sample:
         try:
+            self.store.check(index)  # or a new checksum would vouch for the damage
             record = self.store[index]
         except StoreError as error:  # older tools lost records: this is one bad item among others
             raise ValueError(str(error)) from error
@@ -56,5 +55,5 @@ class StoreSource:
             labels = np.asarray(self.store.labels, np.int32)
         except StoreError:  # an older tool lost records; the names contain the labels as well
             labels = np.empty(0, np.int32)
-        digests = [part.digest for part in self.store.parts if part.digest]
+        digests = [file.digest for file in self.store.files if file.digest]
         return digest("store", [*self.classes, *digests], labels, names.ends, names.buffer)

@@ -6,20 +6,22 @@ WebDatasetSource(["train-000000.tar", "train-000001.tar"])
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
-from imagelmdb.errors import UserError
-from imagelmdb.store.sources.archive import Files, Member, scan_tar
+from imagelmdb.errors import DAMAGE, UserError, describe
 from imagelmdb.store.sources.place import Place, check_one_set
-from imagelmdb.store.sources.source import are_unique, as_folder_name, read_class_names
-from imagelmdb.store.sources.tar import Rows, TarSource
+from imagelmdb.store.sources.source import are_unique, as_folder_name, as_label, read_class_names
+from imagelmdb.store.sources.tar import Files, Member, TarImages, TarSource, scan_tar, tell_tars
 from imagelmdb.store.texts import Texts
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABELS = ("cls", "json")
+_MOST_LABEL_BYTES = 16 << 20  # a .json may have a lot beside the label
 
 
 class WebDatasetSource(TarSource):
@@ -31,65 +33,63 @@ class WebDatasetSource(TarSource):
     def open_at(cls, place: Place) -> WebDatasetSource | None:
         if place.kind == "pattern" and all(file.suffix == ".tar" for file in place.files):
             return cls(f"webdataset {place.text}", place.files)
-        if "webdataset" not in place.tar_kinds:
+        if "webdataset" not in tell_tars(place):
             return None
         shards = place.tars or place.files
         check_one_set(place, shards)
         return cls(f"webdataset {place.text}", shards)
 
     def __init__(self, description: str, shards: Sequence[str | Path]):
-        files, rows = Files(shards), Rows()
-        for part in range(len(shards)):
-            list_shard(files, part, rows)
-        labels = np.array(rows.labels, np.int32)
+        files, images = Files(shards), TarImages()
+        for number, shard in enumerate(files.paths):
+            for name, sample in scan_samples(shard):
+                if suffix := next((suffix for suffix in IMAGES if suffix in sample), None):
+                    label = read_label(files, number, name, sample)
+                    images.append(f"{name}.{suffix}", sample[suffix], label=label, file=number)
+                elif "cls" in sample:  # without it, this is a note about the whole set
+                    kinds = ", .".join(IMAGES)
+                    raise UserError(f"{shard}, sample {name}: no image (.{kinds}) beside its .cls")
+        labels = np.array(images.labels, np.int32)
         classes = read_class_names(Path(shards[0]).parent, labels)
         folders = [as_folder_name(name) for name in classes]
-        count = len(labels)
-        names = Texts(f"{folders[labels[i]]}/{rows.names[i]}" for i in range(count))
+        names = Texts(f"{folders[label]}/{name}" for label, name in zip(labels, images.names, strict=True))
         if not are_unique(names):  # every shard counts from zero
             stems = [Path(shard).stem for shard in shards]
-            names = Texts(
-                f"{folders[labels[i]]}/{stems[rows.parts[i]]}/{rows.names[i]}" for i in range(count)
-            )
-        super().__init__(description, files, rows, classes=classes, names=names)
+            rows = zip(labels, images.files, images.names, strict=True)
+            names = Texts(f"{folders[label]}/{stems[file]}/{name}" for label, file, name in rows)
+        super().__init__(
+            description, files, images, classes=classes, labels=labels, names=names, as_listed=True
+        )
 
 
-def list_shard(files: Files, part: int, rows: Rows) -> None:
-    """Add the samples of a shard.
+def scan_samples(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """(name, {suffix: file}) of each sample.
 
     The files of a sample follow each other, and their names are the same up to the first dot.
     """
-    shard, key, sample = files.paths[part], None, {}
-    for member in scan_tar(shard):
-        folder, slash, file = member.name.rpartition("/")
-        stem, _, suffix = file.partition(".")
-        if member.is_folder or not stem:
-            continue
-        if folder + slash + stem != key:
-            add_sample(files, part, rows, key, sample)
-            key, sample = folder + slash + stem, {}
-        sample[suffix.lower()] = member
-    add_sample(files, part, rows, key, sample)
+    files = ((*split_name(member.name), member) for member in scan_tar(shard) if not member.is_folder)
+    named = (file for file in files if not file[0].endswith("/") and file[0])  # not .hidden files
+    for name, group in groupby(named, key=itemgetter(0)):
+        yield name, {suffix.lower(): member for _, suffix, member in group}
 
 
-def add_sample(files: Files, part: int, rows: Rows, key: str | None, sample: dict[str, Member]) -> None:
-    """Add one sample, given as its files: suffix -> where it is in the tar."""
-    where = f"{files.paths[part]}, sample {key}"
-    suffix = next((s for s in IMAGES if s in sample), None)
-    if suffix is None:
-        if "cls" in sample:
-            raise UserError(f"{where}: no image (.{', .'.join(IMAGES)}) beside its .cls")
-        return  # a note about the whole set, or nothing yet
-    source = next((s for s in LABELS if s in sample), None)
+def split_name(name: str) -> tuple[str, str]:
+    """split_name("a.b/0001.seg.png") is ("a.b/0001", "seg.png")."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return folder + slash + stem, suffix
+
+
+def read_label(files: Files, number: int, name: str, sample: dict[str, Member]) -> int:
+    """The label of a sample in the shard of this number."""
+    where = f"{files.paths[number]}, sample {name}"
+    source = next((suffix for suffix in LABELS if suffix in sample), None)
     if source is None:
-        raise UserError(f"{where}: no label (.cls or .json) beside its .{suffix}")
-    text = files.read(part, sample[source].offset, sample[source].size)
+        raise UserError(f"{where}: no label (.cls or .json) beside its image")
     try:
-        label = int(text) if source == "cls" else int(json.loads(text)["label"])
-        if label < 0:
-            raise ValueError(f"label {label} is negative")
-    except (ValueError, KeyError, TypeError) as error:
-        detail = f"{type(error).__name__}: {error}"
-        raise UserError(f"{where}: its .{source} has no integer label ({detail})") from error
-    image = sample[suffix]
-    rows.append(f"{key}.{suffix}", label, part, image.offset, image.size)
+        if sample[source].size > _MOST_LABEL_BYTES:
+            raise ValueError(f"it has {sample[source].size} bytes")
+        text = files.read(number, sample[source].offset, sample[source].size)
+        return as_label(text if source == "cls" else json.loads(text)["label"])
+    except DAMAGE as error:
+        raise UserError(f"{where}: its .{source} has no integer label ({describe(error)})") from error
