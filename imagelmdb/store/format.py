@@ -30,7 +30,7 @@ can read such a store without a change.
 
 A record's checksum is the 64-bit XXH3 of the image, the label (an int32) and the tile index, one after the
 other. The "check" of `__meta__` is a BLAKE2 of the map without it. Format 1, which release 0.1.0 wrote, has
-64 bits of a BLAKE2 for each record, which takes 15 times as long, and often no "check".
+64 bits of a BLAKE2 for each record, which takes 12 to 15 times as long, and often no "check".
 
 Extents are there because py-lmdb touches every page of a value that it returns, and a crop needs few of them.
 A value that fills whole pages of its own keeps its place in the file until somebody writes it again.
