@@ -204,7 +204,7 @@ class _Job:
             image, label = self.source.read(item)
             encoded = encode_image(image, self.how, max_pixels=self.max_pixels)
             return shard, Row.pack(position - self.starts[shard], encoded, label=label, name=name), None
-        except (OSError, ValueError, MemoryError, BadImageError) as error:
+        except (OSError, ValueError, BadImageError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         except DAMAGE as error:
             reason = describe(error)
