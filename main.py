@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagelmdb.config import Config, parse_config, save_config
-from imagelmdb.errors import Stopped, run_command
+from imagelmdb.errors import StoppedUnsaved, run_command
 from imagelmdb.train.stop import on_stop_signals, stop_early
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def train(
                     result = evaluate(
                         config, trainer.evaluated, val_loader, world=world, normalize=augment.normalize
                     )
-                except Stopped:  # a resumed run evaluates this epoch again
+                except StoppedUnsaved:  # a resumed run evaluates this epoch again
                     trainer.stop(checkpoints)
                 best = progress.take_best(result.top1)
                 values |= result.as_log()

@@ -2,7 +2,7 @@
 
 code  meaning
 0     done
-1     a bug, or another rank failed; or `imagelmdb verify` found damage
+1     a bug, or another rank failed, or a loader worker died or hangs; or `imagelmdb verify` found damage
 2     the user's mistake: the message has the value and the way out
 3     training diverged; or a conversion is unfinished, because some files are not images
 4     disk full
@@ -84,7 +84,7 @@ class Diverged(Exception):
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop, and its checkpoint is written."""
+    """A signal asked the run to stop. Its checkpoint is written."""
 
     exit_code = 75  # EX_TEMPFAIL: a launcher may queue the run again
 

@@ -4,7 +4,7 @@
 
 It takes torchrun's options. Without --nproc-per-node it starts one rank per GPU, or one without a GPU.
 torchrun itself exits with 1 whatever happened. Here the ranks' own code comes through; imagelmdb/errors.py
-lists all of them. It passes SIGTERM and SIGUSR1 on to the ranks, which then have SHUTDOWN_SECONDS to end.
+lists all of them. It passes stop signals on to the ranks, which then have SHUTDOWN_SECONDS to end.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@
 #   --dry-run    print the command and stop
 #
 # Environment: PYTHON is the interpreter (default: .venv/bin/python if it exists, otherwise python3).
-# `python main.py --help` lists the options, and imagelmdb/errors.py the exit codes. A run that is stopped by SIGTERM
-# or SIGUSR1 ends with 75. To continue, run the same command with --resume auto.
+# `python main.py --help` lists the options, and imagelmdb/errors.py the exit codes. A run that is stopped by SIGTERM,
+# SIGUSR1, SIGHUP or Ctrl-C ends with 75. To continue, run the same command with --resume auto.
 set -euo pipefail
 
 fail() {

@@ -109,6 +109,18 @@ def test_where_the_last_checkpoint_is_damaged_a_run_goes_on_from_the_one_before_
     assert [load(tmp_path / name)["step"] for name in ("before_last.pt", "last.pt")] == [2, 5]
 
 
+def test_without_the_last_checkpoint_a_run_goes_on_from_the_one_before_it(tmp_path):
+    """Somebody may have deleted a damaged one."""
+    checkpoints = Checkpoints(Config(output=str(tmp_path)))
+    for step in (1, 2, 3):
+        checkpoints.write(make_state(step))
+    (tmp_path / "last.pt").unlink()
+    started, checkpoint, _ = find_start(Config(resume="auto", output=str(tmp_path)), frozenset({"output"}))
+    assert checkpoint["step"] == 2
+    Checkpoints(started).begin(Path(started.resume))
+    assert load(tmp_path / "last.pt")["step"] == 2
+
+
 def test_a_damaged_checkpoint_that_was_asked_for_by_name_is_a_mistake_that_names_the_one_before(tmp_path):
     checkpoints = Checkpoints(Config(output=str(tmp_path)))
     for step in (1, 2):

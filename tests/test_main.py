@@ -266,10 +266,18 @@ def test_a_signal_while_torch_is_imported_is_one_line(tmp_path, data, name):
     command = [sys.executable, str(ROOT / "main.py"), *TINY, *folders(data)]
     environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=environ, stdout=pipe, stderr=pipe, text=True) as run:
-        assert run.stdout.readline() == "importing\n"
-        run.send_signal(getattr(signal, name))
-        assert run.wait(20) == 143
+    number = getattr(signal, name)
+
+    def heed() -> None:
+        signal.signal(number, signal.SIG_DFL)  # these tests may run under nohup
+
+    with subprocess.Popen(command, env=environ, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed) as run:
+        try:
+            assert run.stdout.readline() == "importing\n"
+            run.send_signal(number)
+            assert run.wait(20) == 143
+        finally:
+            run.kill()
         assert run.stderr.read() == f"stopped by {name} before training began\n"
 
 

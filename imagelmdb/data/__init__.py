@@ -4,7 +4,9 @@ Read in this order:
 
     loader.py          makes a run's loaders: the place to begin
     store_loader.py    StoreLoader: sends requests to worker processes and receives their batches
+    workers.py         says which worker died or hangs
     batches.py         BatchDataset: what a worker does for a request
+    records.py         CheckedRecords: a store's records, compared with their checksums
     augment.py         changes to single images in the workers, and to whole batches on the device
     datasets.py        for other people's loops: a dataset like ImageFolder, and an iterable one
 """

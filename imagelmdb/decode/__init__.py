@@ -65,8 +65,9 @@ class Decoder(Protocol):
     raises BadImageError with its `row`.
     """
 
-    # Whether images come out on the GPU. Then transforms of single images cannot be applied, raw pixels are
-    # refused. GPU decoders do not notice damage inside a JPEG, so files without checksums bring a warning.
+    # Whether images come out on the GPU. Then transforms of single images and raw pixels
+    # are refused. GPU decoders do not notice damage inside a JPEG, so files without checksums bring a
+    # warning.
     on_gpu: bool
     # A larger image raises BadImageError before memory is allocated for it.
     max_pixels: int

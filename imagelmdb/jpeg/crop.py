@@ -10,7 +10,8 @@ How it works:
 1. Find the tiles that the box touches, and one sample more on each side where chroma is subsampled.
 2. In each row of MCUs these tiles are neighbours, so their bits are one run: one slice of the file.
 3. Copy the file's header and write the smaller height and width into it.
-4. Join the runs (glue.py). That adds a column of MCUs on the left, which the caller cuts away with `left`.
+4. Join the runs (glue.py). That adds a column of MCUs on the left, or a row on top. The caller cuts it
+   away with `left` and `top`.
 
 For example, take the 64 x 16 px image of index.py, whose tiles are 16 x 8 px. The box (20, 0, 8, 16) touches
 tile 1 in the first row and tile 5 in the second. The crop is 24 x 16 px: a column of 8 px of glue and two

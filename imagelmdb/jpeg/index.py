@@ -38,15 +38,15 @@ Two facts make an item:
     DC         for each component, the DC coefficient of the last block before the tile. JPEG stores a DC
                coefficient as the difference from the block before it, so a tile is no use without this.
 
-A tile ends where the next item begins, also at the end of a row: the item of the end is after the last bit of
-the image (and repeats the DC values of the last tile, which nobody reads).
+A tile ends at the position of the next item, also at the end of a row. The last item belongs to no tile: its
+position is the end of the image's bits. (Its DC values are those of the last tile; nobody reads them.)
 
 Both facts are stored as small offsets. Tiles have about the same length, so tile n is predicted at n *
 tile_bits. The field of the position is the position minus the prediction, minus the smallest such difference
 in the image; so it is never negative. The field of a component is its DC value minus the smallest one.
 
 An example: a 64 x 16 px image with three components, cut into tiles of 16 x 8 px, so 4 tiles a row and 8 in
-all. The last bit is before position 2206, so tile_bits is 2206 / 8 tiles = 275 (rounded down). Tile 5 begins
+all. The image's bits end at position 2206, so tile_bits is 2206 / 8 tiles = 275 (rounded down). Tile 5 begins
 at byte 171, bit 4:
 
                      position                        DC of Y     of Cb      of Cr

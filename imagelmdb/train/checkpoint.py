@@ -211,10 +211,11 @@ def _check_digest(path: Path) -> None:
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """The checkpoint that --resume names, or None. "auto" names the folder's last.pt if there is one."""
+    """The checkpoint that --resume names, or None. "auto" names last.pt, or the one before it."""
     if resume != "auto":
         return Path(resume) if resume else None
-    return folder / LAST if (folder / LAST).exists() else None
+    # Somebody may have deleted a damaged last.pt.
+    return next((path for name in (LAST, BEFORE_LAST) if (path := folder / name).exists()), None)
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:

@@ -1,7 +1,8 @@
 """The signals that ask a run to stop.
 
 Clusters send SIGTERM or SIGUSR1, a terminal that closes sends SIGHUP, and Ctrl-C sends SIGINT. Before
-training begins, each ends the run with one line. Later the run writes a checkpoint first (distributed.py).
+training begins, each ends the run with one line. Later the run writes a checkpoint first (world.py,
+engine.py).
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ class Source(Protocol):
 
 
 class ListedSource(Source):
-    """A Source that knows all names and labels from the start. Subclasses add read_image(index) -> bytes."""
+    """A Source that knows all names and labels from the start. Subclasses add
+    read_image(index) -> bytes, or override `read` if they have pixels instead of files."""
 
     kind: str  # part of the fingerprint
 
