@@ -21,6 +21,7 @@ from imagelmdb.errors import StoreError, UserError
 from imagelmdb.store.convert import convert
 from imagelmdb.store.export import export
 from imagelmdb.store.lmdbfile import datafile
+from imagelmdb.store.lmdbfile.environment import open_environment
 from imagelmdb.store.reader import LMDBStore
 from imagelmdb.store.verify import verify
 
@@ -264,8 +265,13 @@ def test_touch_changes_nothing(store, tmp_path):
 def test_a_store_that_is_cut_off_is_an_error_and_not_a_signal(store, tmp_path):
     path, dataset = open_copy(store, tmp_path)
     os.truncate(path, 10_000)
-    with pytest.raises(StoreError, match="was cut off while it was being read, to 10000 bytes"):
+    message = "was cut off while it was being read, to 10000 bytes"
+    with pytest.raises(StoreError, match=message):
         dataset[3]
+    with pytest.raises(StoreError, match=message):  # by its place in the file
+        dataset.store[3]
+    with pytest.raises(StoreError, match=message):  # by a key; this environment is the one that is open
+        open_environment(path).get(b"__meta__")
 
 
 def test_a_store_that_is_renamed_replaced_or_deleted_stays_what_it_was(store, tmp_path):
