@@ -127,7 +127,8 @@ def test_threads_and_open_files_do_not_grow_with_epochs(store):
             pass
         counts.append([len(list(Path("/proc/self", kind).iterdir())) for kind in ("task", "fd")])
     loader.close()
-    assert counts[1:] == [counts[1]] * 3
+    for later in counts[2:]:  # what earlier tests left may end meanwhile, so they may fall
+        assert all(now <= before for now, before in zip(later, counts[1], strict=True)), counts
 
 
 @needs_dali

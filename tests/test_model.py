@@ -12,6 +12,7 @@ from torch import nn
 
 from imagelmdb.config import Config
 from imagelmdb.errors import UserError
+from imagelmdb.train.checkpoint import save
 from imagelmdb.train.model import check_export, export_checkpoint, make_model
 
 
@@ -132,7 +133,7 @@ def save_checkpoint(path) -> torch.nn.Module:
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, sync_bn=False)  # which needs GPUs; exporting does not
     model, average = (make_model(config, classes=3, device=torch.device("cpu")).eval() for _ in range(2))
-    torch.save({"model": model.state_dict(), "ema": average.state_dict(), "classes": CLASSES}, path)
+    save({"model": model.state_dict(), "ema": average.state_dict(), "classes": CLASSES}, path)
     return average
 
 

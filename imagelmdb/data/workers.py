@@ -22,6 +22,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -96,14 +97,18 @@ class Workers:
         except RuntimeError as error:  # torch looks every 5 s, and in its own signal handler
             if "DataLoader worker" not in str(error):
                 raise
+            self._asked = None
             raise LoaderError(self._explain()) from error
         finally:
             self._asked = None
 
     def look(self) -> bool:
         """Whether a worker has ended. LoaderError if somebody waits for it."""
-        self._died = self._died or any(p.exitcode is not None for p in self._processes.values())
+        # A signal's handler may raise here. So this must not ask for exit codes: one that is lost in between
+        # never comes again, and the process counts as alive forever.
+        self._died = self._died or bool(self._find_ended())
         if self._died and self._asked:
+            self._asked = None
             raise LoaderError(self._explain())
         return self._died
 
@@ -120,16 +125,22 @@ class Workers:
                 for process in self._processes.values():
                     process.kill()
                 return
-            if not any(process.is_alive() for process in self._processes.values()):
+            if len(self._find_ended()) == len(self._processes):
                 return
 
     def _explain(self) -> str:
         if self._hanging:
             return self._hanging
-        ended = [(n, self._processes.get(pid)) for n, pid in enumerate(self._pids.tolist())]
-        ended = [(n, process.exitcode) for n, process in ended if process and process.exitcode is not None]
-        lines = [f"{self._name(number)} {_describe_end(code)}" for number, code in ended]
+        lines = []
+        for number, pid in enumerate(self._pids.tolist()):
+            if (process := self._processes.get(pid)) in self._find_ended():
+                process.join(1)  # its files are closed before its exit code is there
+                lines.append(f"{self._name(number)} {_describe_end(process.exitcode)}")
         return ", ".join(lines) or "a loader worker died as it started"
+
+    def _find_ended(self) -> list[multiprocessing.process.BaseProcess]:
+        sentinels = {process.sentinel: process for process in self._processes.values()}
+        return [sentinels[ended] for ended in wait(sentinels, timeout=0)]
 
     def _name(self, number: int, state: str = "") -> str:
         return f"loader worker {number} (pid {int(self._pids[number])}{state and ', ' + state})"
@@ -142,7 +153,9 @@ class Workers:
         return ""
 
 
-def _describe_end(code: int) -> str:
+def _describe_end(code: int | None) -> str:
+    if code is None:  # a handler's error lost it
+        return "ended"
     if code >= 0:
         return f"ended with exit code {code}"
     return f"was killed by {signal.Signals(-code).name}{HINTS.get(-code, '')}"
