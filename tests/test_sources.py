@@ -694,6 +694,21 @@ def test_a_tar_with_forged_headers_is_damaged(tmp_path, name):
     refuses(path, "x.tar is damaged, cut off or not a tar")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_damaged_header_in_the_middle_of_a_tar_does_not_hide_the_images_behind_it(tmp_path, nested):
+    path = tmp_path / "x.tar"
+    images = io.BytesIO()
+    write_members(images, {f"{'' if nested else 'cat/'}{n}.jpg": b"x" * 600 for n in range(3)})
+    if nested:
+        make_tar(path, {"n01.tar": images.getvalue(), "n02.tar": images.getvalue()})
+    else:
+        path.write_bytes(images.getvalue())
+    data = bytearray(path.read_bytes())
+    data[512 * (4 if nested else 3) + 5] ^= 1  # in the name of the second image
+    path.write_bytes(data)
+    refuses(path, "x.tar is damaged", "no header of a file at byte")
+
+
 @pytest.mark.parametrize("size", ["1" + "0" * 30, "-512"])
 def test_a_pax_size_that_no_file_has_is_damage(tmp_path, size):
     info = tarfile.TarInfo("cat/1.jpg")

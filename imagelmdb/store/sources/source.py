@@ -64,8 +64,10 @@ class Source(Protocol):
 
 
 class ListedSource(Source):
-    """A Source that knows all names and labels from the start. Subclasses add
-    read_image(index) -> bytes, or override `read` if they have pixels instead of files."""
+    """A Source that knows all names and labels from the start.
+
+    Subclasses add read_image(index) -> bytes, or override `read` if they have pixels instead of files.
+    """
 
     kind: str  # part of the fingerprint
 

@@ -78,6 +78,11 @@ def scan_tar(path: str | Path, *, start: int = 0, size: int | None = None) -> It
                     yield Member(name, member.offset_data, member.size, member.isdir())
             if start and archive.offset == start:
                 raise tarfile.ReadError("a tar in it has no members")
+            file.seek(archive.offset)
+            rest = max(min(tarfile.BLOCKSIZE, end - archive.offset), 0)
+            if member is None and file.read(rest).strip(b"\0"):
+                # tarfile takes it for the end, and the images behind it would be missing in silence.
+                raise tarfile.ReadError(f"no header of a file at byte {archive.offset}")
     except (tarfile.TarError, *DAMAGE) as error:
         raise UserError(
             f"{path} is damaged, cut off or not a tar ({describe(error)}): copy or download it again"
