@@ -68,6 +68,7 @@ def train_or_evaluate(
 ) -> None:
     """What each rank does once its options are known. `notes` tell the user about them."""
     from imagelmdb.data.augment import make_batch_augment
+    from imagelmdb.decode import choose_decoder
     from imagelmdb.train.checkpoint import BEST, LAST, check_classes, load_weights
     from imagelmdb.train.distributed import set_up_torch
     from imagelmdb.train.evaluate import evaluate
@@ -91,6 +92,7 @@ def train_or_evaluate(
         with world.agree():
             if checkpoint:
                 load_weights(model, checkpoint["ema"] or checkpoint["model"])
+        world.say(choose_decoder(config.decode).describe())  # evaluation knows no dct_scale
         world.has_begun = True
         result = evaluate(config, model, val_loader, world=world, normalize=augment.normalize)
         world.say(result.describe())
@@ -127,6 +129,7 @@ def train(
     val_loader: Loader | None,
 ) -> None:
     """Train, evaluate, log and save, epoch by epoch, from the checkpoint on if there is one."""
+    from imagelmdb.decode import choose_decoder
     from imagelmdb.train.checkpoint import Checkpoints, describe_options, identify_run
     from imagelmdb.train.engine import Trainer
     from imagelmdb.train.evaluate import evaluate
@@ -156,6 +159,8 @@ def train(
             f"global batch {config.batch_size} (ranks: {world.size}, images on each: {share}), "
             f"peak learning rate {config.lr:g}"
         )
+        if not config.dummy:
+            log.say(choose_decoder(config.decode, dct_scale=config.dct_scale).describe())
 
         world.has_begun = True
         for epoch in range(trainer.progress.epoch, config.epochs):

@@ -146,7 +146,7 @@ def full_decode(files: FolderStore) -> Prepare:
 def ours(store: LMDBStore | FolderStore) -> Prepare:
     """The very batches of training: order, plan, read, slice, decode, resize; memory is used again."""
     sampler = Sampler(len(store), batch_size=TURN, shuffle="none")
-    dataset = BatchDataset(store, sampler, crop_rule=TrainCrop(), decoder=make_decoder("cpu"))
+    dataset = BatchDataset(store, sampler, crop_rule=TrainCrop(), decoder=make_decoder("auto"))
     memory = torch.empty(TURN * SIZE * SIZE * 3, dtype=torch.uint8)
     return lambda epoch, turn: (
         lambda: dataset.make_batch(Request(epoch, turn, SIZE), lambda count: memory[:count])
@@ -154,7 +154,7 @@ def ours(store: LMDBStore | FolderStore) -> Prepare:
 
 
 def floor(store: LMDBStore) -> Prepare:
-    images = torch.empty((TURN, SIZE, SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2).split(1)
+    images = np.empty((TURN, SIZE, SIZE, 3), np.uint8)
 
     def prepare(epoch: int, turn: int) -> Callable:
         rows = np.arange(turn * TURN, (turn + 1) * TURN)
@@ -163,7 +163,7 @@ def floor(store: LMDBStore) -> Prepare:
 
         def run() -> None:
             for image, (part, source), flip in zip(images, parts, flips.tolist(), strict=True):
-                image.copy_(resize(decode_part(part, source, flip), SIZE))
+                resize(*decode_part(part, source), flip, image)
 
         return run
 

@@ -60,7 +60,11 @@ class Config:
     worker_timeout: float = option(
         300.0, "seconds after which a loader process that does not answer ends the run; 0: never"
     )
-    decode: Literal["cpu", "gpu"] = option("cpu", "where JPEGs are decoded; gpu needs nvidia-dali")
+    decode: Literal["auto", "tiles", "libjpeg", "pillow", "gpu", "cpu"] = option(
+        "auto",
+        "what decodes JPEGs. auto, or cpu: tiles, our own decoder, or libjpeg where it cannot be; pillow: as "
+        "torchvision; gpu needs nvidia-dali. tiles and libjpeg give equal pixels",
+    )
     shuffle: Literal["full", "block", "local"] = option(
         "full",
         "full: all images in random order; block: random blocks of neighbouring images; local: each node "

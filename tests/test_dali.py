@@ -195,7 +195,7 @@ def test_a_transform_of_single_images_is_refused(store):
 
 
 def test_options_of_the_cpu_decoder_are_refused():
-    with pytest.raises(UserError, match="dct_scale is an option of the cpu decoder"):
+    with pytest.raises(UserError, match="dct_scale is an option of the libjpeg decoder"):
         make_decoder("gpu", dct_scale=True)
 
 

@@ -38,7 +38,8 @@ LIBRARIES = {
     "torch": "decode data train compat bench",
     "torchvision": "decode data train compat bench",
     "timm": "data train",
-    "numba": "jpeg",
+    "numba": "jpeg decode",
+    "llvmlite": "decode",
     "lmdb": "store",
     "nvidia": "decode",
 }

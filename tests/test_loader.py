@@ -345,7 +345,10 @@ def test_prefetching_and_pillow_change_no_more_than_they_should(store):
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"decode": "magic"}, "cpu, gpu, pillow"), ({"batch_size": 62}, "61 records are fewer")],
+    [
+        ({"decode": "magic"}, "auto, tiles, libjpeg, gpu, pillow"),
+        ({"batch_size": 62}, "61 records are fewer"),
+    ],
 )
 def test_wrong_options_are_named(store, options, message):
     with pytest.raises(UserError, match=message):

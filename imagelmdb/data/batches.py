@@ -86,13 +86,13 @@ class BatchDataset(Dataset):
         check: str = "once",
     ):
         if decoder.on_gpu and store.encoding == "raw":
-            raise UserError(f"{store.path} has raw pixels, which need no decoder: use --decode cpu")
+            raise UserError(f"{store.path} has raw pixels, which need no decoder: use --decode auto")
         if decoder.on_gpu and transform:
-            raise UserError("a transform of single images needs them on the CPU: use --decode cpu")
+            raise UserError("a transform of single images needs them on the CPU: use --decode auto")
         if decoder.on_gpu and not store.has_checksums and check != "off":
             warnings.warn(
                 f"{store.path} has no checksums, and a GPU does not notice damage inside a JPEG: convert it, "
-                "or use --decode cpu",
+                "or use --decode auto",
                 stacklevel=2,
             )
         self.records = CheckedRecords(store, check)

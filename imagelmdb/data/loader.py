@@ -44,7 +44,7 @@ def make_train_loader(
     lmdb: bool | None = None,
     crop: TrainCrop | None = None,
     transform: Transform | None = None,
-    decode: str | Decoder = "cpu",
+    decode: str | Decoder = "auto",
     shuffle: str = "full",
     repeats: int = 1,
     node_shards: Sequence[Mapping[int, int]] | None = None,
@@ -58,7 +58,7 @@ def make_train_loader(
     batch_size: over all ranks. rank, world_size: torch.distributed's, if it is initialised, else one rank.
     workers: processes; by default 4, or as many as there are cores if these are fewer.
     transform: a picklable function of one uint8 [3, size, size] image.
-    decode: a name in imagelmdb.decode.DECODERS, or a decoder.
+    decode: "auto", another name in imagelmdb.decode.DECODERS, or a decoder.
     shuffle: full, block, local or none, see imagelmdb.order.sampler. repeats: how often each image comes in a
     row. node_shards: for "local", what `find_local_shards` found on each node. prefetch_pages: ask the disk
     ahead for records, for stores that are larger than memory.
@@ -94,7 +94,7 @@ def make_eval_loader(
     world_size: int | None = None,
     workers: int | None = None,
     lmdb: bool | None = None,
-    decode: str | Decoder = "cpu",
+    decode: str | Decoder = "auto",
     worker_timeout: float = WORKER_TIMEOUT,
     check: str = "once",
 ) -> StoreLoader:

@@ -1,6 +1,6 @@
 """From crops of records to images. A decoder is one file here and one line in DECODERS.
 
-    decoder = make_decoder("cpu")
+    decoder = make_decoder("auto")
     image = decode(record, (left, top, width, height), 224)    # one crop: uint8 [3, 224, 224]
 
 A decoder works in two halves, because a loader's workers and its GPU are in different processes:
@@ -12,13 +12,15 @@ A decoder for the CPU does all its work in `prepare` (see CPUDecoder). A decoder
 JPEGs out of the records in `prepare` and decodes them in `finish`. Read in this order:
 
     pillow.py     whole images, the way of torchvision: the reference, and the shortest
-    libjpeg.py    only the tiles under the box: the default
+    libjpeg.py    only the tiles under the box, joined to a small JPEG
+    tiles/        the same tiles, decoded by our own decoder: the default
     dali.py       the same tiles, decoded on the GPU
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from math import prod
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
     from imagelmdb.store.format import Record
 
 DECODERS = {
-    "cpu": "imagelmdb.decode.libjpeg.LibjpegDecoder",
+    "tiles": "imagelmdb.decode.tiles.decoder.TilesDecoder",
+    "libjpeg": "imagelmdb.decode.libjpeg.LibjpegDecoder",
     "gpu": "imagelmdb.decode.dali.make_gpu_decoder",
     "pillow": "imagelmdb.decode.pillow.PillowDecoder",
 }
+AUTOMATIC = ("auto", "cpu")  # the best of them for the CPU
 
 Box = tuple[int, int, int, int]  # left, top, width, height; px of the stored image
 MakeBytes = Callable[[int], "Tensor"]  # gives a flat uint8 tensor of so many bytes, not initialised
@@ -127,12 +131,37 @@ def check_box(box: Box, width: int, height: int) -> None:
         raise BadImageError(f"box {box} is not inside an image of {width} x {height} px")
 
 
+class Choice(NamedTuple):
+    """A name in DECODERS, and why it was chosen if that is not plain."""
+
+    name: str
+    reason: str = ""
+
+    def describe(self) -> str:
+        return f"decoder: {self.name}" + (f", since {self.reason}" if self.reason else "")
+
+
+def choose_decoder(name: str, *, dct_scale: bool = False) -> Choice:
+    """Which decoder `auto` is here. "cpu" is an older word for auto; any other name stands for itself."""
+    if name in DECODERS:
+        return Choice(name)
+    if name not in AUTOMATIC:
+        raise UserError(f"decode {name!r} is not one of {', '.join((AUTOMATIC[0], *DECODERS))}")
+    if dct_scale:
+        return Choice("libjpeg", "only libjpeg can decode at a smaller size (dct_scale)")
+    if sys.byteorder != "little":
+        return Choice("libjpeg", "this CPU is big-endian")
+    return Choice("tiles")
+
+
 def make_decoder(name: str, *, dct_scale: bool = False, max_pixels: int | None = None) -> Decoder:
-    """The decoder of that name in DECODERS. `dct_scale`: see LibjpegDecoder. `max_pixels`: see Decoder."""
-    if name not in DECODERS:
-        raise UserError(f"decode {name!r} is not one of {', '.join(DECODERS)}")
-    if dct_scale and name != "cpu":
-        raise UserError(f"dct_scale is an option of the cpu decoder: leave it out with decode {name}")
+    """The decoder of that name in DECODERS, or "auto".
+
+    dct_scale: see LibjpegDecoder. max_pixels: see Decoder.
+    """
+    name = choose_decoder(name, dct_scale=dct_scale).name
+    if dct_scale and name != "libjpeg":
+        raise UserError(f"dct_scale is an option of the libjpeg decoder: leave it out with decode {name}")
     module, _, attribute = DECODERS[name].rpartition(".")
     make = getattr(import_module(module), attribute)
     options = {"dct_scale": True} if dct_scale else {}
@@ -145,7 +174,7 @@ def decode(
     """One crop as a uint8 image [3, size, size]: the box, resized with antialiasing."""
     import torch
 
-    decoder = decoder or make_decoder("cpu")
+    decoder = decoder or make_decoder("auto")
     make_bytes = functools.partial(torch.empty, dtype=torch.uint8)
     batch = decoder.prepare([Crop(record, box, flip)], size, make_bytes)
     return next(decoder.finish(iter([batch]), None))[0]

@@ -171,7 +171,7 @@ class DaliDecoder:
 def make_gpu_decoder(*, max_pixels: int = MAX_PIXELS) -> DaliDecoder:
     """On torch's current GPU."""
     if not torch.cuda.is_available():
-        raise UserError("decode gpu needs a CUDA GPU, and torch finds none: use --decode cpu")
+        raise UserError("decode gpu needs a CUDA GPU, and torch finds none: use --decode auto")
     return DaliDecoder(torch.cuda.current_device(), max_pixels=max_pixels)
 
 

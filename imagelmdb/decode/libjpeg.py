@@ -1,4 +1,4 @@
-"""LibjpegDecoder: crops by libjpeg-turbo (through simplejpeg) and torch's antialiased resize.
+"""LibjpegDecoder: crops by libjpeg-turbo (through simplejpeg) and an antialiased resize (tiles/resize.py).
 
 It decodes only the tiles under the box of a tiled JPEG, and reads only the rows under the box of raw pixels.
 Any other image is decoded as a whole first.
@@ -7,15 +7,12 @@ Any other image is decoded as a whole first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from imagelmdb.decode import Box, CPUDecoder, Crop, check_box
+from imagelmdb.decode.tiles.crops import Crops, compile_once
 from imagelmdb.errors import BadImageError
 from imagelmdb.jpeg.crop import Window, cut_out, find_window
 from imagelmdb.jpeg.markers import JPEGError
@@ -36,7 +33,7 @@ class Part(NamedTuple):
 
 
 class LibjpegDecoder(CPUDecoder):
-    """The default.
+    """libjpeg-turbo's pixels, whatever the JPEG.
 
     dct_scale: if a box is at least 2, 4 or 8 times as large as the output, let the JPEG decoder shrink by
     that factor. Such crops take 0.6 to 0.7 of the time, but on generated photos their pixels change by 2.1 to
@@ -45,11 +42,11 @@ class LibjpegDecoder(CPUDecoder):
 
     def __init__(self, *, dct_scale: bool = False, max_pixels: int = MAX_PIXELS):
         super().__init__(max_pixels=max_pixels)
+        compile_once()  # the resize
         self.dct_scale = dct_scale
 
     def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
         size, row = images.shape[1], 0
-        outputs = torch.from_numpy(images).permute(0, 3, 1, 2).split(1)
         try:
             for start in range(0, len(crops), _GROUP):
                 rows, parts = range(start, min(start + _GROUP, len(crops))), []
@@ -59,9 +56,8 @@ class LibjpegDecoder(CPUDecoder):
                 files = iter(cut_out([p.source for p in parts if not isinstance(p.source, np.ndarray)]))
                 for row, part in zip(rows, parts, strict=True):
                     source = part.source if isinstance(part.source, np.ndarray) else next(files)
-                    pixels = decode_part(part, source, crops[row].flip, max_pixels=self.max_pixels)
-                    resized = resize(pixels, size)
-                    outputs[row].copy_(resized)  # 20 us; torch's resize has no public `out`
+                    pixels, box = decode_part(part, source, max_pixels=self.max_pixels)
+                    resize(pixels, box, crops[row].flip, images[row])
         except BadImageError as error:
             raise error.at(row) from None
 
@@ -70,7 +66,7 @@ def find_part(crop: Crop, scale: int = 1) -> Part:
     """Look a crop up in its record; BadImageError if the record's header or tile index is damaged."""
     record, box, _ = crop
     if isinstance(record.image, np.ndarray):
-        return Part(np.ascontiguousarray(record.image), box, 1)  # an older tool's may be a view of planes
+        return Part(record.image, box, 1)
     if not len(record.tile_index):
         return Part(Window(record.image), box, scale)
     try:
@@ -81,46 +77,30 @@ def find_part(crop: Crop, scale: int = 1) -> Part:
 
 
 def decode_part(
-    part: Part, source: bytes | memoryview | np.ndarray, flip: bool, *, max_pixels: int = MAX_PIXELS
-) -> Tensor:
-    """The box's pixels, uint8 [1, 3, height, width] in channels_last memory, shrunk by the part's scale.
+    part: Part, source: bytes | memoryview | np.ndarray, *, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, Box]:
+    """(pixels, the box in them), both shrunk by the part's scale.
 
     `source` is what cut_out made of the part's source.
     """
     _, (left, top, width, height), scale = part
-    if isinstance(source, np.ndarray):
-        pixels = source
-    else:
-        pixels = decode_pixels(source, "BGR" if flip else "RGB", scale, max_pixels=max_pixels)
+    pixels = source
+    if not isinstance(source, np.ndarray):
+        pixels = decode_pixels(source, scale=scale, max_pixels=max_pixels)
     if scale > 1:
         edges = (left, top, left + width, top + height)
         left, top, right, bottom = ((edge + scale // 2) // scale for edge in edges)
         width, height = right - left, bottom - top
-    full_height, full_width = pixels.shape[:2]
-    check_box((left, top, width, height), full_width, full_height)
-    # As few calls as possible: right after a decode, when the caches are cold, each costs 10 us.
-    row = 3 * full_width
-    image, start = torch.from_numpy(_as_writable(pixels)), top * row + 3 * left
-    if flip and pixels is not source:
-        # BGR read backwards is RGB mirrored. Flipping bytes takes a third of the time of flipping pixels.
-        image, row, start = image.as_strided((height, 3 * width), (row, 1), start).flip(1), 3 * width, 0
-        flip = False
-    image = image.as_strided((1, 3, height, width), (height * row, 1, row, 3), start)
-    return image.flip(3) if flip else image
+    box = left, top, width, height
+    check_box(box, pixels.shape[1], pixels.shape[0])
+    return pixels, box
 
 
-def resize(image: Tensor, size: int) -> Tensor:
-    """Bilinear with antialiasing, as torchvision's Resize."""
-    return F.interpolate(image, (size, size), mode="bilinear", antialias=True)
-
-
-def _as_writable(pixels: np.ndarray) -> np.ndarray:
-    """The same memory for torch, which has no read-only tensors and would warn. Nothing here writes to it."""
-    if pixels.flags.writeable:
-        return pixels
-    address, _ = pixels.__array_interface__["data"]
-    memory = pixels.__array_interface__ | {"data": (address, False)}
-    return np.asarray(SimpleNamespace(__array_interface__=memory, owner=pixels))  # keeps the owner alive
+def resize(pixels: np.ndarray, box: Box, flip: bool, image: np.ndarray) -> None:
+    """Fill an image, uint8 [size, size, 3], with the box of the pixels."""
+    crops = Crops(image[None])
+    crops.add_pixels(pixels, box, flip)
+    crops.make()
 
 
 def _find_scale(box: Box, size: int) -> int:

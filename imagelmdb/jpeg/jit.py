@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
+import os
+import stat
+import sys
+import tempfile
 from pathlib import Path
 
 import numba
@@ -16,20 +21,38 @@ inline = numba.njit(inline="always")
 
 
 def jit(function):
-    """numba.njit(nogil=True) with a cache on disk, or without one where numba finds no writable directory.
+    """numba.njit(nogil=True) with a cache on disk.
 
-    numba compiles again when the function's own file changes, but not when something that it imports changes.
-    So the name under which numba files the machine code has a hash of all files of this package.
+    numba compiles again when the function's own file changes. It does not notice when a function or a
+    constant that was imported from another file changes. So the name under which numba files the machine code
+    has a hash of all files of this package, and of the function's own.
     """
-    function.__qualname__ += "_" + _hash_sources()
+    function.__qualname__ += "_" + _hash_sources(
+        Path(__file__).parent, Path(inspect.getfile(function)).parent
+    )
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no writable __pycache__ and no writable user cache directory
-        return numba.njit(nogil=True)(function)
+        numba.config.CACHE_DIR = _make_temporary_cache()
+        return numba.njit(nogil=True, cache=True)(function)
 
 
 @functools.cache
-def _hash_sources() -> str:
+def _make_temporary_cache() -> str:
+    """A folder that only this user can write to, the same one for all of the user's processes."""
+    folder = Path(tempfile.gettempdir()) / f"imagelmdb-compiled-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        folder = Path(
+            tempfile.mkdtemp(prefix="imagelmdb-compiled-")
+        )  # somebody else made it: do not run theirs
+    print(f"compiled code is kept in {folder}, since no other cache can be written", file=sys.stderr)
+    return str(folder)
+
+
+@functools.cache
+def _hash_sources(*folders: Path) -> str:
     """12 hex digits. Takes 1 ms, beside the 300 ms of importing numba."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(file for folder in set(folders) for file in folder.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
