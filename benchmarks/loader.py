@@ -1,11 +1,12 @@
 """Does the loader deliver what the decoder makes, and what memory does a worker take?
 
-python benchmarks/loader.py [--images 2048] [--rounds 3] [--json FILE]
+python benchmarks/loader.py [--folder TREE | --images 2048] [--rounds 3] [--json FILE]
 
-Epochs of random crops at 224 px in batches of 64, wall time from the first request to the last batch. "of
-decode" is against the same batches made in this process, in CPU time, times the workers that have a core.
-Private memory and PSS (shared pages, the store's mapping among them, split over those who map them) are means
-over the workers.
+Photos of --folder (class folders of images), or generated ones. An epoch is random crops at 224 px in batches
+of 64, wall time from the first request to the last batch. All loaders take turns. "of decode" is against the
+same batches made in this process, in CPU time, times the workers that have a core. Memory is what came with
+the loader, in this process and in others, divided by its workers: "own" is all but pages of files, such as the
+store's; in PSS, pages of files count too, split over those who map them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 import torch
 from table import print_table
@@ -26,6 +28,7 @@ from torchvision.datasets import ImageFolder
 
 from imagelmdb.data.batches import BatchDataset, Request
 from imagelmdb.data.loader import make_train_loader
+from imagelmdb.decode import make_decoder
 from imagelmdb.sample import make_jpegs
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding
@@ -34,53 +37,94 @@ from imagelmdb.store.sources import open_source
 SIZE = 224  # px
 BATCH = 64
 WORKERS = (1, 2)
+STORES = {
+    "lossless": Encoding(),
+    "q90, 500 px": Encoding(quality=90, max_size=500),
+    "raw": Encoding("raw"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--folder", type=Path, help="class folders of images (default: generated photos)")
+    parser.add_argument("--images", type=int, default=2048, help="how many to generate")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), options.images, options.rounds)
+        tree = options.folder or write_images(Path(folder) / "tree", options.images)
+        rows = measure(tree, Path(folder), options.rounds)
     print_table("Batches out of the loader", rows, options.json)
 
 
-def measure(folder: Path, images: int, rounds: int) -> list[dict]:
-    tree = folder / "tree"
+def write_images(tree: Path, images: int) -> Path:
     (tree / "class").mkdir(parents=True)
     for number, jpeg in enumerate(make_jpegs(images, plain=True)):
         (tree / "class" / f"{number:06d}.JPEG").write_bytes(jpeg)
-    rows = []
-    for name, how in {"lossless": Encoding(), "q90, 500 px": Encoding(quality=90, max_size=500)}.items():
+    return tree
+
+
+class Way:
+    """One loader and what was measured of it."""
+
+    def __init__(self, name: str, workers: int, epochs: Callable[[int], Iterable], dataset=None):
+        self.name, self.workers, self.epochs, self.dataset = name, workers, epochs, dataset
+        self.rates: list[float] = []
+        self.shares: list[float] = []
+        self.memory = {"own": 0.0, "PSS": 0.0}
+
+    def warm_up(self) -> None:
+        children, before = set(multiprocessing.active_children()), read_memory(os.getpid())
+        count_per_second(self.epochs(0))
+        mine = [process.pid for process in multiprocessing.active_children() if process not in children]
+        for kind in self.memory:
+            found = sum(read_memory(pid)[kind] for pid in [os.getpid(), *mine]) - before[kind]
+            self.memory[kind] = found / self.workers
+
+    def run(self, epoch: int) -> None:
+        self.rates.append(count_per_second(self.epochs(epoch)))
+        if self.dataset:
+            alone = time_batches(self.dataset, epoch)
+            self.shares.append(self.rates[-1] / alone / min(self.workers, os.cpu_count() or 1))
+
+    def row(self) -> dict:
+        return {
+            "loader": self.name,
+            "workers": self.workers,
+            "images/s": median(self.rates),
+            "of decode": median(self.shares) if self.shares else None,
+            "own, MB": self.memory["own"],
+            "PSS, MB": self.memory["PSS"],
+        }
+
+
+def measure(tree: Path, folder: Path, rounds: int) -> list[dict]:
+    ways = []
+    for name, how in STORES.items():
         store = folder / f"{name}.lmdb"
         convert(open_source(tree), store, how=how)
-        rows += measure_ours(f"ours, {name}", store, True, rounds)
-    rows += measure_ours("ours, files", tree, False, rounds)
-    rows += [measure_image_folder(tree, workers, rounds) for workers in WORKERS]
-    return rows
+        ways += [our_way(name, store, w, threads) for w in WORKERS for threads in (True, False)]
+    ways += [our_way("files", tree, w, threads) for w in WORKERS for threads in (True, False)]
+    ways += [image_folder(tree, w) for w in WORKERS]
+    for way in ways:
+        way.warm_up()
+    for epoch in range(1, rounds + 1):
+        for way in ways:
+            way.run(epoch)
+    return [way.row() for way in ways]
 
 
-def measure_ours(name: str, path: Path, lmdb: bool, rounds: int) -> list[dict]:
-    rows = []
-    for workers in WORKERS:
-        loader = make_train_loader(path, batch_size=BATCH, size=SIZE, workers=workers, lmdb=lmdb)
-        rates, shares, memory = [], [], []
-        for epoch in range(-1, rounds):
-            rate = count_per_second(loader.epoch(epoch))
-            memory = worker_memory()
-            alone = time_batches(loader.dataset, epoch, min(loader.steps_per_epoch, 8))
-            if epoch >= 0:  # the round before warms up
-                rates.append(rate)
-                shares.append(rate / alone / min(workers, os.cpu_count() or 1))
-        loader.close()
-        rows.append(make_row(name, workers, rates, median(shares), memory))
-    return rows
+def our_way(name: str, path: Path, workers: int, threads: bool) -> Way:
+    decoder = make_decoder("auto")
+    decoder.in_threads = threads
+    loader = make_train_loader(path, batch_size=BATCH, size=SIZE, workers=workers, decode=decoder)
+    return Way(
+        f"ours, {name}, {'threads' if threads else 'processes'}", workers, loader.epoch, loader.dataset
+    )
 
 
-def measure_image_folder(tree: Path, workers: int, rounds: int) -> dict:
+def image_folder(tree: Path, workers: int) -> Way:
     chain = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
     loader = DataLoader(
         ImageFolder(tree, transforms.Compose(chain)),
@@ -90,44 +134,31 @@ def measure_image_folder(tree: Path, workers: int, rounds: int) -> dict:
         num_workers=workers,
         persistent_workers=True,
     )
-    rates = [count_per_second(loader) for _ in range(rounds + 1)][1:]
-    return make_row("ImageFolder, Pillow, DataLoader", workers, rates, None, worker_memory())
+    return Way("ImageFolder, Pillow, DataLoader", workers, lambda _: loader)
 
 
-def make_row(name: str, workers: int, rates: list[float], share: float | None, memory: list[dict]) -> dict:
-    return {
-        "loader": name,
-        "workers": workers,
-        "images/s": median(rates),
-        "of decode": share,
-        "private, MB": mean(m["Private_Clean"] + m["Private_Dirty"] for m in memory) / 1e3,
-        "PSS, MB": mean(m["Pss"] for m in memory) / 1e3,
-    }
-
-
-def count_per_second(batches) -> float:
+def count_per_second(batches: Iterable) -> float:
     started, images = time.perf_counter(), 0
     for batch, _ in batches:
         images += len(batch)
     return images / (time.perf_counter() - started)
 
 
-def time_batches(dataset: BatchDataset, epoch: int, steps: int) -> float:
+def time_batches(dataset: BatchDataset, epoch: int, steps: int = 8) -> float:
     """Images a second of CPU time, in memory that is used again."""
     memory = torch.empty(BATCH * SIZE * SIZE * 3, dtype=torch.uint8)
+    steps = min(steps, dataset.sampler.steps_per_epoch)
     started = time.process_time()
     for step in range(steps):
-        dataset.prepare(Request(epoch, step, SIZE), lambda count: memory[:count])
+        dataset.make_batch(Request(epoch, step, SIZE), lambda count: memory[:count])
     return steps * BATCH / (time.process_time() - started)
 
 
-def worker_memory() -> list[dict[str, int]]:
-    """kB by kind, of each worker process."""
-    found = []
-    for process in multiprocessing.active_children():
-        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
-        found.append({line.split(":")[0]: int(line.split()[1]) for line in lines})
-    return found
+def read_memory(pid: int) -> dict[str, float]:
+    """MB of a process."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    found = {line.split(":")[0]: int(line.split()[1]) / 1e3 for line in lines}
+    return {"own": found["Pss_Anon"] + found["Pss_Shmem"], "PSS": found["Pss"]}
 
 
 if __name__ == "__main__":

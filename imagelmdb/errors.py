@@ -77,6 +77,12 @@ class BadImageError(UserError):
         return self
 
 
+class LoaderError(UserError):
+    """A loader worker died or hangs, or an epoch was read on after a later one had begun."""
+
+    exit_code = 1
+
+
 class Diverged(Exception):
     """The loss or a weight is no longer finite."""
 

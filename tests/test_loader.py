@@ -18,11 +18,17 @@ from torchvision.transforms import v2
 
 from imagelmdb.data.batches import TrainCrop
 from imagelmdb.data.loader import make_eval_loader, make_train_loader
-from imagelmdb.data.workers import LoaderError
 from imagelmdb.decode import decode
-from imagelmdb.errors import StoreError, UserError
+from imagelmdb.errors import LoaderError, StoreError, UserError
 from imagelmdb.order.plan import plan_eval
 from imagelmdb.store.reader import LMDBStore, find_local_shards
+
+# The caller, threads, and processes make the batches.
+ENGINES = pytest.mark.parametrize(
+    "engine",
+    [{"workers": 0}, {"workers": 2}, {"workers": 2, "decode": "libjpeg"}],
+    ids=["caller", "threads", "processes"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +91,11 @@ def test_batches_are_channels_last_uint8_with_int64_labels(store):
     "options", [{}, {"shuffle": "block"}, {"repeats": 3}], ids=["full", "block", "repeats"]
 )
 def test_workers_ranks_shards_and_files_do_not_change_a_batch(tree, store, shards, options):
+    expected = read(train_loader(store, **options), 3)
+    for workers in (1, 2, 4):
+        assert_same(read(train_loader(store, workers=workers, **options), 3), expected)
+    for workers in (1, 2):
+        assert_same(read(train_loader(store, workers=workers, decode="libjpeg", **options), 3), expected)
     options |= {"transform": noisy}
     expected = read(train_loader(store, **options), 3)
     for workers in (1, 2, 4):
@@ -111,7 +122,7 @@ def spawning():
 
 
 def test_spawned_workers_give_the_same_batches_and_live_through_epochs_and_sizes(store, spawning):
-    loader, expected = train_loader(store, workers=1), train_loader(store)
+    loader, expected = train_loader(store, workers=1, decode="libjpeg"), train_loader(store)
     for epoch, size, start_step in [(0, None, 0), (1, 48, 0), (1, None, 3)]:
         ours = [(i.clone(), x.clone()) for i, x in loader.epoch(epoch, start_step=start_step, size=size)]
         assert_same(ours, read_again(expected, epoch, size)[start_step:])
@@ -122,18 +133,18 @@ def read_again(loader, epoch, size):
     return [(i.clone(), x.clone()) for i, x in loader.epoch(epoch, size=size)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_restart_in_the_middle_of_an_epoch_goes_on_where_it_stopped(store, workers):
+@ENGINES
+def test_a_restart_in_the_middle_of_an_epoch_goes_on_where_it_stopped(store, engine):
     whole = read(train_loader(store), 7)
-    loader = train_loader(store, workers=workers)
+    loader = train_loader(store, **engine)
     next(iter(loader.epoch(7)))  # an epoch left early does not leak into the next
     assert_same(read(loader, 7, start_step=2), whole[2:])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_ends_with_an_error_when_the_next_one_has_begun(store, workers):
+@ENGINES
+def test_an_epoch_ends_with_an_error_when_the_next_one_has_begun(store, engine):
     expected = read(train_loader(store), 1)
-    loader = train_loader(store, workers=workers)
+    loader = train_loader(store, **engine)
     older, newer = loader.epoch(0), loader.epoch(1)
     next(older)
     received = [next(newer)]
@@ -145,10 +156,10 @@ def test_an_epoch_ends_with_an_error_when_the_next_one_has_begun(store, workers)
     loader.close()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_epochs_read_in_threads_are_right_or_end_with_an_error(store, workers):
+@ENGINES
+def test_epochs_read_in_threads_are_right_or_end_with_an_error(store, engine):
     expected = [read(train_loader(store), epoch) for epoch in range(4)]
-    loader, ends = train_loader(store, workers=workers), []
+    loader, ends = train_loader(store, **engine), []
 
     def read_epoch(epoch):
         batches = []
@@ -279,8 +290,8 @@ def test_local_shards_are_read_where_they_lie(shards, tmp_path):
     assert len(images) == len(set(images)) == loaders[0].images_per_epoch == 61
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_corrupt_record_stops_the_run_and_is_named(tree, tmp_path, workers):
+@ENGINES
+def test_a_corrupt_record_stops_the_run_and_is_named(tree, tmp_path, engine):
     path = write_store(tree, tmp_path / "s.lmdb")
     image, name = bytes(LMDBStore(path)[37].image), LMDBStore(path).name(37)
     data = bytearray(path.read_bytes())
@@ -293,7 +304,7 @@ def test_a_corrupt_record_stops_the_run_and_is_named(tree, tmp_path, workers):
         "off": rf"damaged.lmdb key 00000037 \(index 37, {name}\) does not decode",
     }.items():
         with pytest.raises(StoreError, match=message) as caught:
-            read(eval_loader(damaged, workers=workers, size=32, check=check))
+            read(eval_loader(damaged, **engine, size=32, check=check))
         assert "Traceback" not in str(caught.value)
 
 
@@ -312,7 +323,7 @@ CAN_UNSHARE = shutil.which("unshare") and not subprocess.call(["unshare", "--mou
 def test_a_small_dev_shm_is_one_line_with_the_way_out(store):
     script = (
         "from imagelmdb.data.loader import make_train_loader\n"
-        f"make_train_loader({str(store)!r}, batch_size=60, workers=1)"
+        f"make_train_loader({str(store)!r}, batch_size=60, workers=1, decode='libjpeg')"
     )
     command = f'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {sys.executable} -c "$0"'
     done = subprocess.run(

@@ -15,7 +15,7 @@ from processes import ROOT
 from stores import make_tree
 
 from imagelmdb.data.loader import make_train_loader
-from imagelmdb.data.workers import LoaderError
+from imagelmdb.errors import LoaderError
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,14 @@ def tree(tmp_path_factory):
 
 
 def make_loader(tree, **options):
-    return make_train_loader(tree, **{"batch_size": 2, "size": 32, "workers": 2} | options)
+    defaults = {"batch_size": 2, "size": 32, "workers": 2, "decode": "libjpeg"}  # processes, not threads
+    return make_train_loader(tree, **defaults | options)
 
 
 def pids_of(loader) -> list[int]:
     """The workers by number, once all have begun. A pid 0 would signal this process's whole group."""
     deadline = time.monotonic() + 20
-    while 0 in (pids := loader._processes._pids.tolist()):
+    while 0 in (pids := loader._engine.workers._pids.tolist()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return pids
@@ -138,7 +139,8 @@ def test_a_slow_consumer_is_no_hanging_worker(tree):
 PARENT = """
 import multiprocessing, sys, time
 from imagelmdb.data.loader import make_train_loader
-loader = make_train_loader(sys.argv[1], batch_size=2, size=32, workers=2)
+from imagelmdb.errors import LoaderError
+loader = make_train_loader(sys.argv[1], batch_size=2, size=32, workers=2, decode='libjpeg')
 batches = loader.epoch(0)
 next(batches)
 sys.stdout.write(" ".join(str(child.pid) for child in multiprocessing.active_children()) + chr(10))

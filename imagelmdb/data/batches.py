@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from imagelmdb.data.records import CheckedRecords
-from imagelmdb.decode import Crop, Decoder, MakeBytes, Prepared
+from imagelmdb.decode import CPUDecoder, Crop, Decoder, MakeBytes, Prepared, StoredCrops
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.plan import plan_eval, plan_seeds, plan_train
 from imagelmdb.order.sampler import Sampler
@@ -27,6 +28,9 @@ from imagelmdb.store.images import read_record_size
 
 Transform = Callable[[Tensor], Tensor]
 Plan = tuple[np.ndarray, np.ndarray]  # boxes [n, 4] and flips [n], as of plan_train
+Made = tuple[np.ndarray, Prepared]  # labels (int64), and what the decoder's `finish` takes
+
+_PLANNED_IMAGES = 1024  # of all ranks
 
 
 class Request(NamedTuple):
@@ -34,6 +38,15 @@ class Request(NamedTuple):
     step: int
     size: int  # px
     slot: int = 0  # of BatchDataset.slots: where a worker puts the batch
+
+
+class PlannedBatch(NamedTuple):
+    request: Request
+    positions: np.ndarray
+    indices: np.ndarray
+    labels: np.ndarray  # int64
+    boxes: np.ndarray | None = None  # None if only the images know their sizes
+    flips: np.ndarray | None = None
 
 
 class Delivery(NamedTuple):
@@ -113,23 +126,56 @@ class BatchDataset(Dataset):
             return Delivery(error=error)
         return Delivery(labels, len(data), layout, None if data.data_ptr() == slot.data_ptr() else data)
 
-    def make_batch(self, request: Request, make_bytes: MakeBytes) -> tuple[np.ndarray, Prepared]:
-        """(labels, what the decoder's `finish` takes)."""
-        epoch, step, size, _ = request
-        positions = np.asarray(self.sampler.positions(step), np.int64)
-        indices = self.sampler.indices(epoch, positions)
-        if self.prefetch_steps:
-            self.store.prefetch(self.sampler.upcoming(epoch, step, steps_ahead=self.prefetch_steps).tolist())
-        try:
-            crops = self._read_crops(epoch, positions, indices, size)
-            prepared = self.decoder.prepare(crops, size, make_bytes)
-        except BadImageError as error:
-            raise self.name_record(request, error) from error
+    def make_batch(self, request: Request, make_bytes: MakeBytes) -> Made:
+        (batch,) = self.plan([request])
+        rows = slice(0, len(batch.indices))
+        if isinstance(self.decoder, CPUDecoder):
+            prepared, images = self.decoder.allocate(len(batch.indices), request.size, make_bytes)
+            self.fill(batch, rows, images)
+        else:
+            self._prefetch(request)
+            try:
+                prepared = self.decoder.prepare(self._read_crops(batch, rows), request.size, make_bytes)
+            except BadImageError as error:
+                raise self.name_record(request, error) from error
         if self.transform:
-            seeds = plan_seeds(self.sampler.seed, epoch, positions)
-            images = prepared.data.view(len(indices), size, size, 3).permute(0, 3, 1, 2)
+            seeds = plan_seeds(self.sampler.seed, request.epoch, batch.positions)
+            images = prepared.data.view(len(seeds), request.size, request.size, 3).permute(0, 3, 1, 2)
             _transform_each(self.transform, images, seeds.tolist())
-        return self.store.labels[indices].astype(np.int64), prepared
+        return batch.labels, prepared
+
+    def plan(self, requests: Sequence[Request]) -> Iterator[PlannedBatch]:
+        """What is known of batches before any record is read. All requests are of one epoch and one size.
+
+        Many batches are planned at a time: each of numpy's steps takes microseconds, however few the rows.
+        """
+        store = self.store
+        each = max(_PLANNED_IMAGES // self.sampler.batch_size, 1)
+        for group in (requests[start : start + each] for start in range(0, len(requests), each)):
+            parts = [self.sampler.positions(request.step) for request in group]
+            ends = np.cumsum([len(part) for part in parts])[:-1]
+            positions = np.concatenate([np.asarray(part, np.int64) for part in parts])
+            indices = self.sampler.indices(group[0].epoch, positions)
+            found = [positions, indices, store.labels[indices].astype(np.int64)]
+            if store.sizes is not None:
+                found += self._plan_boxes(group[0], positions, store.sizes[indices])
+            for request, *rows in zip(group, *(np.split(array, ends) for array in found), strict=True):
+                yield PlannedBatch(request, *rows)
+
+    def fill(self, batch: PlannedBatch, rows: slice, images: np.ndarray) -> None:
+        """Make some rows of a batch with a CPUDecoder: images is uint8 [n, size, size, 3]."""
+        if rows.start == 0:
+            self._prefetch(batch.request)
+        done = self._decode_stored(batch, rows, images)
+        for is_done, group in groupby(range(len(images)), done.tolist().__getitem__):
+            if is_done:
+                continue
+            group = list(group)
+            left = slice(rows.start + group[0], rows.start + group[-1] + 1)
+            try:
+                self.decoder.decode(self._read_crops(batch, left), images[group[0] : group[-1] + 1])
+            except BadImageError as error:
+                raise self.name_record(batch.request, error.at(left.start + error.row)) from error
 
     def name_record(self, request: Request, error: BadImageError) -> StoreError:
         """Turn the error of a batch's row into one that names the record and says what to do about it."""
@@ -140,15 +186,39 @@ class BatchDataset(Dataset):
             f"{store.advice}"
         )
 
-    def _read_crops(self, epoch: int, positions: np.ndarray, indices: np.ndarray, size: int) -> list[Crop]:
-        store, records = self.store, [self.records[index] for index in indices.tolist()]
-        sizes = np.empty((len(records), 2), np.int64) if store.sizes is None else store.sizes[indices]
-        for row, record in enumerate(records if store.sizes is None else ()):
-            try:
-                sizes[row] = read_record_size(record, max_pixels=self.decoder.max_pixels)
-            except BadImageError as error:
-                raise error.at(row) from None
-        boxes, flips = self.crop_rule.plan(self.sampler.seed, epoch, positions, sizes, size)
+    def _plan_boxes(self, request: Request, positions: np.ndarray, sizes: np.ndarray) -> Plan:
+        return self.crop_rule.plan(self.sampler.seed, request.epoch, positions, sizes, request.size)
+
+    def _prefetch(self, request: Request) -> None:
+        if self.prefetch_steps:
+            upcoming = self.sampler.upcoming(request.epoch, request.step, steps_ahead=self.prefetch_steps)
+            self.store.prefetch(upcoming.tolist())
+
+    def _decode_stored(self, batch: PlannedBatch, rows: slice, images: np.ndarray) -> np.ndarray:
+        """bool [n]: the images that could be made without Python for each record."""
+        indices = batch.indices[rows]
+        is_known = batch.boxes is not None and self.decoder.in_threads
+        values = self.records.find_values(indices) if is_known else None
+        if values is None:
+            return np.zeros(len(indices), bool)
+        labels, sizes = batch.labels[rows], self.store.sizes[indices]
+        labels = np.where(labels < len(self.store.classes), labels, -1)  # which no record has
+        is_raw = self.store.encoding == "raw"
+        crops = StoredCrops(values, labels, sizes, batch.boxes[rows], batch.flips[rows], is_raw)
+        return self.decoder.decode_stored(crops, images)
+
+    def _read_crops(self, batch: PlannedBatch, rows: slice) -> list[Crop]:
+        records = [self.records[index] for index in batch.indices[rows].tolist()]
+        if batch.boxes is not None:
+            boxes, flips = batch.boxes[rows], batch.flips[rows]
+        else:
+            sizes = np.empty((len(records), 2), np.int64)
+            for row, record in enumerate(records):
+                try:
+                    sizes[row] = read_record_size(record, max_pixels=self.decoder.max_pixels)
+                except BadImageError as error:
+                    raise error.at(row) from None
+            boxes, flips = self._plan_boxes(batch.request, batch.positions[rows], sizes)
         boxes = map(tuple, boxes.tolist())
         return [Crop(*row) for row in zip(records, boxes, flips.tolist(), strict=True)]
 

@@ -21,7 +21,8 @@ from imagelmdb.config import Config
 from imagelmdb.data import Batch, Loader
 from imagelmdb.data.augment import make_sample_transform
 from imagelmdb.data.batches import BatchDataset, EvalCrop, TrainCrop, Transform
-from imagelmdb.data.store_loader import BATCHES_PER_WORKER, WORKER_TIMEOUT, StoreLoader
+from imagelmdb.data.processes import BATCHES_PER_WORKER
+from imagelmdb.data.store_loader import WORKER_TIMEOUT, StoreLoader
 from imagelmdb.decode import Decoder, make_decoder
 from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.sampler import Sampler, place_shards

@@ -10,6 +10,8 @@ pixels without a warning. A checksum of 110 kB takes 15 us, where a training cro
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from functools import cached_property
 from multiprocessing.context import get_spawning_popen
 
@@ -21,6 +23,10 @@ from imagelmdb.store import Store
 from imagelmdb.store.format import Record
 
 CHECKS = ("once", "always", "off")
+
+# By process, since another thread may have the parent's at a fork. A thread that finds a store changed tells
+# the others only after it has noted that nothing is checked any more.
+_locks: dict[int, threading.Lock] = {}
 
 
 class CheckedRecords:
@@ -43,24 +49,42 @@ class CheckedRecords:
         _ = self._note  # made before any worker, so that they share it
 
     def __getitem__(self, index: int) -> Record:
-        if self.store.has_changed(index) and self.check != "off":
-            self._begin_anew()
+        self._notice_changes([index])
         record = self.store[index]
-        if self.check == "always" or (self.check == "once" and not self.checked[index]):
-            try:
-                self.store.check(index)
-            except StoreError as error:
-                raise StoreError(f"index {index}, {error}; {self.store.advice}") from error
-            self.checked[index] = True
+        self._check([index])
         return record
 
-    def _begin_anew(self) -> None:
-        """After somebody has written to the store: it may have been only `touch`."""
-        try:
-            self.store.check_arrays()
-        except StoreError as error:
-            raise StoreError(f"{self.store.path} was written to while it was being read: {error}") from error
-        self.checked[:] = False
+    def find_values(self, indices: np.ndarray) -> np.ndarray | None:
+        """Where records are, see Store. They are compared as those that [] returns."""
+        self._notice_changes(indices.tolist())
+        values = self.store.find_values(indices)
+        if values is not None:
+            self._check(indices[values[:, 0] > 0].tolist())
+        return values
+
+    def _check(self, indices: list[int]) -> None:
+        if self.check == "off":
+            return
+        for index in indices:
+            if self.check == "always" or not self.checked[index]:
+                try:
+                    self.store.check(index)
+                except StoreError as error:
+                    raise StoreError(f"index {index}, {error}; {self.store.advice}") from error
+                self.checked[index] = True
+
+    def _notice_changes(self, indices: list[int]) -> None:
+        """If somebody has written to the store, compare all of it again: it may have been only `touch`."""
+        with _locks.setdefault(os.getpid(), threading.Lock()):
+            if not self.store.has_changed(indices) or self.check == "off":
+                return
+            try:
+                self.store.check_arrays()
+            except StoreError as error:
+                raise StoreError(
+                    f"{self.store.path} was written to while it was being read: {error}"
+                ) from error
+            self.checked[:] = False
 
     @cached_property
     def _note(self) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The worker processes of a loader: when they end, which of them died, and which one hangs.
+"""Watches the worker processes of a loader: when they end, which of them died, and which one hangs.
 
     workers = Workers(4, timeout=300)
     loader = DataLoader(..., worker_init_fn=workers.begin)
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from imagelmdb.errors import UserError
+from imagelmdb.errors import LoaderError
 
 POLL_SECONDS = 1.0
 # Clusters send these to every process of a job, and a terminal sends Ctrl-C likewise. The main process then
@@ -44,12 +44,6 @@ HINTS = {
     signal.SIGKILL: "; the kernel does that when memory runs out (see dmesg): take fewer --workers",
     signal.SIGBUS: "; a file that it reads was cut short, or /dev/shm is full",
 }
-
-
-class LoaderError(UserError):
-    """A worker process died or hangs, or an epoch was read on after a later one had begun."""
-
-    exit_code = 1
 
 
 class Workers:

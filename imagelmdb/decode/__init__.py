@@ -26,11 +26,12 @@ from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
+
 from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.store.images import MAX_PIXELS
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from imagelmdb.store.format import Record
@@ -55,6 +56,17 @@ class Crop(NamedTuple):
     flip: bool = False
 
 
+class StoredCrops(NamedTuple):
+    """Crops of records that lie in a mapped store, a row for each. Nothing is read yet."""
+
+    values: np.ndarray  # int64 [n, 2], (address, bytes): see Store.find_values
+    labels: np.ndarray  # int64 [n]: what the records must say
+    sizes: np.ndarray  # [n, 2], (width, height)
+    boxes: np.ndarray  # int64 [n, 4]
+    flips: np.ndarray  # bool [n]
+    is_raw: bool
+
+
 class Prepared(NamedTuple):
     """A batch between the two halves of a decoder."""
 
@@ -73,6 +85,9 @@ class Decoder(Protocol):
     # are refused. GPU decoders do not notice damage inside a JPEG, so files without checksums bring a
     # warning.
     on_gpu: bool
+    # Whether threads can do what takes processes otherwise, since it needs no Python for an image. Only for a
+    # CPUDecoder.
+    in_threads: bool
     # A larger image raises BadImageError before memory is allocated for it.
     max_pixels: int
 
@@ -102,6 +117,7 @@ class CPUDecoder:
     """
 
     on_gpu = False
+    in_threads = False
 
     def __init__(self, *, max_pixels: int = MAX_PIXELS):
         self.max_pixels = max_pixels
@@ -110,11 +126,21 @@ class CPUDecoder:
         """Fill images, uint8 [n, size, size, 3]; a BadImageError says in `row` which crop failed."""
         raise NotImplementedError
 
+    def decode_stored(self, crops: StoredCrops, images: np.ndarray) -> np.ndarray:
+        """The same without Python for each record. Returns bool [n]: False for what `decode` has to do."""
+        return np.zeros(len(images), bool)
+
     def prepare(self, crops: Sequence[Crop], size: int, make_bytes: MakeBytes) -> Prepared:
-        shape = (len(crops), size, size, 3)
+        prepared, images = self.allocate(len(crops), size, make_bytes)
+        self.decode(crops, images)
+        return prepared
+
+    @staticmethod
+    def allocate(count: int, size: int, make_bytes: MakeBytes) -> tuple[Prepared, np.ndarray]:
+        """A batch whose images, uint8 [count, size, size, 3], are still to be made."""
+        shape = (count, size, size, 3)
         data = make_bytes(prod(shape))
-        self.decode(crops, data.numpy().reshape(shape))
-        return Prepared(data, shape)
+        return Prepared(data, shape), data.numpy().reshape(shape)
 
     def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[Tensor]:
         for data, shape in batches:

@@ -56,6 +56,7 @@ class DaliDecoder:
     """Decodes on one GPU. With `device_id=None`, DALI's CPU backend runs the same pipeline, for tests."""
 
     on_gpu = True
+    in_threads = False
 
     def __init__(
         self, device_id: int | None, options: DaliOptions | None = None, *, max_pixels: int = MAX_PIXELS

@@ -33,30 +33,20 @@ def plan_train(
     As torchvision, draw an area and a ratio of the sides up to ten times. The first box that fits goes to a
     random place. If none fits, take the largest centred box of an allowed ratio.
     """
-    key = make_key(seed, epoch, CROPS)
-    counters = np.asarray(positions, np.int64) * _DRAWS
     sizes = np.asarray(sizes, np.int64)
-    shapes = _fallback_shapes(sizes, ratio)
-    places = (sizes - shapes) // 2
+    counters = np.asarray(positions, np.int64)[:, None] * _DRAWS + np.arange(_FLIP + 1)
+    draws = random_uniform(make_key(seed, epoch, CROPS), counters)
+    area_draws, ratio_draws = draws[:, :_TOP:2], draws[:, 1:_TOP:2]
+    areas = sizes.prod(axis=1)[:, None] * (scale[0] + (scale[1] - scale[0]) * area_draws)
+    aspects = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * ratio_draws)
+    tried = np.rint(np.sqrt(np.stack([areas * aspects, areas / aspects], axis=2))).astype(np.int64)
+    fits = ((tried > 0) & (tried <= sizes[:, None])).all(axis=2)
 
-    pending = np.arange(len(sizes))  # rows that have no box yet
-    for attempt in range(_ATTEMPTS):
-        if not pending.size:
-            break
-        area_draw = random_uniform(key, counters[pending] + 2 * attempt)
-        ratio_draw = random_uniform(key, counters[pending] + 2 * attempt + 1)
-        area = sizes[pending].prod(axis=1) * (scale[0] + (scale[1] - scale[0]) * area_draw)
-        aspect = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * ratio_draw)
-        tried = np.rint(np.sqrt(np.stack([area * aspect, area / aspect], axis=1))).astype(np.int64)
-        fits = ((tried > 0) & (tried <= sizes[pending])).all(axis=1)
-        rows = pending[fits]
-        shapes[rows] = tried[fits]
-        draws = random_uniform(key, counters[rows, None] + np.array([_LEFT, _TOP]))
-        places[rows] = draws * (sizes[rows] - shapes[rows] + 1)
-        pending = pending[~fits]
-
-    flips = random_uniform(key, counters + _FLIP) < hflip
-    return np.concatenate([places, shapes], axis=1), flips
+    found, first = fits.any(axis=1)[:, None], fits.argmax(axis=1)
+    shapes = np.where(found, tried[np.arange(len(sizes)), first], _fallback_shapes(sizes, ratio))
+    free = sizes - shapes
+    places = np.where(found, (draws[:, [_LEFT, _TOP]] * (free + 1)).astype(np.int64), free // 2)
+    return np.concatenate([places, shapes], axis=1), draws[:, _FLIP] < hflip
 
 
 def plan_eval(sizes: np.ndarray, *, size: int, resize: int) -> np.ndarray:

@@ -26,7 +26,7 @@ files, in the order to read them:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -65,8 +65,15 @@ class Store(Protocol):
     def prefetch(self, indices: Iterable[int]) -> None:
         """Ask the kernel to read these records ahead. Returns at once."""
 
-    def has_changed(self, index: int) -> bool:
-        """Whether somebody wrote to the record's file since it was opened, or since the last True."""
+    def find_values(self, indices: np.ndarray) -> np.ndarray | None:
+        """Where records are in this process's memory, as format.py packs them.
+
+        int64 [n, 2], (address, bytes), good as long as the store is; 0, 0 for a record that only store[index]
+        can find. None if that is so for all.
+        """
+
+    def has_changed(self, indices: Sequence[int]) -> bool:
+        """Whether somebody wrote to these records' files since they were opened, or since the last True."""
 
     def check_arrays(self) -> None:
         """Raise StoreError if the labels, sizes or names are not what was written."""

@@ -8,7 +8,7 @@ store.labels, store.sizes    # numpy views of the mapped file
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -101,9 +101,23 @@ class LMDBStore:
             file, local = self._locate(index)
             file.prefetch(local)
 
-    def has_changed(self, index: int) -> bool:
-        file, _ = self._locate(index)
-        return file.has_changed()
+    def find_values(self, indices: np.ndarray) -> np.ndarray | None:
+        if not all(isinstance(file, Shard) for file in self.files):
+            return None
+        if len(self.files) == 1:
+            return self.files[0].find_values(indices)
+        found = np.zeros((len(indices), 2), np.int64)
+        numbers = np.searchsorted(self._ends, indices, "right")
+        for number in np.unique(numbers).tolist():
+            rows = numbers == number
+            start = self._ends[number] - len(self.files[number])
+            found[rows] = self.files[number].find_values(indices[rows] - start)
+        return found
+
+    def has_changed(self, indices: Sequence[int]) -> bool:
+        numbers = {0} if len(self.files) == 1 else set(np.searchsorted(self._ends, indices, "right").tolist())
+        changed = [self.files[number].has_changed() for number in numbers]  # each of them shall look
+        return any(changed)
 
     def check(self, index: int) -> None:
         file, local = self._locate(index)

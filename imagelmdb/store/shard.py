@@ -111,6 +111,12 @@ class Shard:
     def where(self, index: int) -> str:
         return f"{self.path} key {make_key(self._position(index)).decode()}"
 
+    def find_values(self, indices: np.ndarray) -> np.ndarray:
+        """See Store."""
+        if self._extents is None:
+            return np.zeros((len(indices), 2), np.int64)
+        return self.environment.find_addresses(self._extents[indices])
+
     def has_changed(self) -> bool:
         return self.environment.has_changed()
 

@@ -2,6 +2,7 @@
 
 decoder.py    TilesDecoder, a decoder like the others
 crops.py      many crops in one compiled call
+stored.py     where in a stored record the image and its tile index are
 record.py     one crop: the steps below, a few rows of MCUs at a time
 header.py     what the record's tile index and header say
 entropy.py    from bits to coefficients

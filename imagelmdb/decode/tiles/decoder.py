@@ -7,10 +7,10 @@ from itertools import groupby
 
 import numpy as np
 
-from imagelmdb.decode import CPUDecoder, Crop, check_box
+from imagelmdb.decode import CPUDecoder, Crop, StoredCrops, check_box
 from imagelmdb.decode.libjpeg import LibjpegDecoder
 from imagelmdb.decode.tiles.crops import Crops
-from imagelmdb.decode.tiles.record import DAMAGED, UNUSUAL
+from imagelmdb.decode.tiles.record import DAMAGED, DONE, UNUSUAL
 from imagelmdb.errors import BadImageError
 from imagelmdb.store.images import MAX_PIXELS
 
@@ -22,9 +22,16 @@ class TilesDecoder(CPUDecoder):
     JPEGs, and boxes of more than about 20 megapixels.
     """
 
+    in_threads = True
+
     def __init__(self, *, max_pixels: int = MAX_PIXELS):
         super().__init__(max_pixels=max_pixels)
         self._libjpeg = LibjpegDecoder(max_pixels=max_pixels)
+
+    def decode_stored(self, crops: StoredCrops, images: np.ndarray) -> np.ndarray:
+        made = Crops(images)
+        made.add_stored(crops, crops.boxes[:, 2] * crops.boxes[:, 3] <= self.max_pixels)
+        return made.make() == DONE
 
     def decode(self, crops: Sequence[Crop], images: np.ndarray) -> None:
         made = Crops(images)

@@ -13,9 +13,11 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import lmdb
+import numpy as np
 
 from imagelmdb.errors import StoreError
 from imagelmdb.store.lmdbfile import datafile
@@ -77,6 +79,18 @@ class Environment:
             raise StoreError(f"{self.path} has no {size} bytes at {offset}")
         self._read_stat()
         return memoryview(self._map)[offset : offset + size]
+
+    def find_addresses(self, extents: np.ndarray) -> np.ndarray:
+        """[n, 2]: where (offset, size) are in memory, as (address, size); 0, 0 for an offset of 0."""
+        self._read_stat()
+        offsets, sizes = extents.T
+        inside = (offsets > 0) & (sizes > 0) & (sizes <= len(self._map)) & (offsets <= len(self._map) - sizes)
+        found = extents + np.array([self._address, 0])
+        return found * inside[:, None]
+
+    @cached_property
+    def _address(self) -> int:
+        return np.frombuffer(self._map, np.uint8).__array_interface__["data"][0]
 
     def prefetch(self, offset: int, size: int) -> None:
         """Ask the kernel to read a range of the file ahead: one request instead of a fault for each page."""

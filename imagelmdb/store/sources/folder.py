@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from imagelmdb.errors import StoreError, UserError
@@ -77,7 +77,10 @@ class FolderStore(FolderSource):
     def where(self, index: int) -> str:
         return str(self.path / self.name(index))
 
-    def has_changed(self, index: int) -> bool:
+    def find_values(self, indices: Sequence[int]) -> None:
+        """Nowhere: a file is not in memory before it is read."""
+
+    def has_changed(self, indices: Sequence[int]) -> bool:
         """No: each file is read anew."""
         return False
 
