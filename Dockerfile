@@ -22,6 +22,8 @@ print(*(r for r in p["dependencies"] + extras if not r.startswith("torch")), sep
     && rm /tmp/requirements.txt
 
 COPY . .
+# Compile the decoder for this kind of CPU: docker_entry.sh puts it where any user can use it.
+RUN NUMBA_CACHE_DIR=/app/compiled python3 -c 'from imagelmdb.decode.tiles import crops; crops.compile_once()'
 RUN useradd --uid 10001 --home-dir /tmp --no-create-home trainer && mkdir runs && chown trainer runs
 USER 10001
 ENTRYPOINT ["bash", "/app/scripts/docker_entry.sh"]

@@ -5,8 +5,8 @@ python benchmarks/loader.py [--folder TREE | --images 2048] [--rounds 3] [--json
 Photos of --folder (class folders of images), or generated ones. An epoch is random crops at 224 px in batches
 of 64, wall time from the first request to the last batch. All loaders take turns. "of decode" is against the
 same batches made in this process, in CPU time, times the workers that have a core. Memory is what came with
-the loader, in this process and in others, divided by its workers: "own" is all but pages of files, such as the
-store's; in PSS, pages of files count too, split over those who map them.
+the loader, in this process and in others, divided by its workers: "own" is all but pages of files, such as
+the store's; in PSS, pages of files count too, split over those who map them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torchvision.datasets import ImageFolder
 
 from imagelmdb.data.batches import BatchDataset, Request
 from imagelmdb.data.loader import make_train_loader
-from imagelmdb.decode import make_decoder
+from imagelmdb.data.processes import Processes
 from imagelmdb.sample import make_jpegs
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding
@@ -116,9 +116,9 @@ def measure(tree: Path, folder: Path, rounds: int) -> list[dict]:
 
 
 def our_way(name: str, path: Path, workers: int, threads: bool) -> Way:
-    decoder = make_decoder("auto")
-    decoder.in_threads = threads
-    loader = make_train_loader(path, batch_size=BATCH, size=SIZE, workers=workers, decode=decoder)
+    loader = make_train_loader(path, batch_size=BATCH, size=SIZE, workers=workers)
+    if not threads:  # as with a transform, but without one
+        loader._engine = Processes(loader.dataset, workers, size=SIZE, timeout=300)
     return Way(
         f"ours, {name}, {'threads' if threads else 'processes'}", workers, loader.epoch, loader.dataset
     )

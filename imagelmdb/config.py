@@ -55,10 +55,13 @@ class Config:
     val: str = option("", "validation images: a folder of class folders, or a store (--lmdb)")
     lmdb: bool = option(False, "--train and --val are LMDB stores")
     workers: int | None = option(
-        None, "loader processes per rank (default: 4, or the number of cores if that is smaller)", "-j"
+        None,
+        "loader threads per rank, or processes where an image needs Python, as with --auto-augment (default: "
+        "4, or the number of cores if that is smaller)",
+        "-j",
     )
     worker_timeout: float = option(
-        300.0, "seconds after which a loader process that does not answer ends the run; 0: never"
+        300.0, "seconds after which a loader worker that does not answer ends the run; 0: never"
     )
     decode: Literal["auto", "tiles", "libjpeg", "pillow", "gpu", "cpu"] = option(
         "auto",

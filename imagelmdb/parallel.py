@@ -32,7 +32,7 @@ def count_cores() -> int:
 
 
 def count_loader_workers(workers: int | None) -> int:
-    """Worker processes of a loader: 4 if nothing else is wanted, or fewer on a machine with fewer cores."""
+    """Workers of a loader: 4 if nothing else is wanted, or fewer on a machine with fewer cores."""
     return min(4, count_cores()) if workers is None else workers
 
 

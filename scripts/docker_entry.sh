@@ -7,6 +7,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# numba uses a cache only if it may write to it.
+if [ -d compiled ]; then
+    NUMBA_CACHE_DIR=$(mktemp -d) && export NUMBA_CACHE_DIR
+    cp -r compiled/. "$NUMBA_CACHE_DIR"
+fi
+
 case ${1-} in
     -h | --help)
         awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"

@@ -136,6 +136,20 @@ def test_files_and_their_store_end_in_identical_weights(tmp_path, data, capfd):
     assert "global batch 8 (ranks: 1, images on each: 8), peak learning rate 0.1" in capfd.readouterr().out
 
 
+def test_decoders_threads_and_processes_end_in_identical_weights(tmp_path, data, capfd):
+    runs = {
+        "tiles": [*stores(data), "-j", "2"],
+        "libjpeg": [*stores(data), "--decode", "libjpeg"],
+        "files": [*folders(data), "--decode", "tiles"],
+    }
+    models = []
+    for name, options in runs.items():
+        assert main.main([*TINY, "--epochs", "2", *options, "--output", str(tmp_path / name)]) == 0
+        models.append(torch.load(tmp_path / name / "last.pt", weights_only=True)["model"])
+        assert f"decoder: {'tiles' if name == 'files' else name}\n" in capfd.readouterr().out
+    assert all(torch.equal(model[key], models[0][key]) for model in models for key in models[0])
+
+
 def test_a_run_leaves_its_files_and_its_config_runs_again(tmp_path, data):
     options = [*TINY, *folders(data), "--epochs", "1"]
     export = ["--export", str(tmp_path / "one" / "model.pt2")]

@@ -15,14 +15,16 @@ from test_decode import file_record, raw_record, tiled_record
 from imagelmdb.decode import Crop, choose_decoder, make_decoder
 from imagelmdb.decode.libjpeg import LibjpegDecoder
 from imagelmdb.decode.tiles import crops as tiles_crops
-from imagelmdb.decode.tiles.crops import Crops, make_crops
+from imagelmdb.decode.tiles.crops import RECORD, STORED, STORED_PIXELS, Crops, make_crops
 from imagelmdb.decode.tiles.decoder import TilesDecoder
-from imagelmdb.decode.tiles.record import DAMAGED, DONE, UNUSUAL
+from imagelmdb.decode.tiles.record import DAMAGED, DONE, TODO, UNUSUAL
 from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.jpeg.index import parse_index
 from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.store.format import pack_record
 
 FACTORS = {"4:4:4": (1, 1), "4:2:0": (2, 2), "4:2:2": (2, 1), "4:4:0": (1, 2)}
+LABEL_IN_RECORD = 300
 COUNT = int(os.environ.get("FUZZ_COUNT", "3000"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 
@@ -201,6 +203,17 @@ def damage(rng: np.random.Generator, image: bytes, tiles: bytes, other: bytes) -
     return bytes(data), bytes(index)
 
 
+def damage_value(rng: np.random.Generator, image: bytes, tiles: bytes) -> bytes:
+    """A record as a store packs it, with now and then a wrong byte where its parts begin and end."""
+    value = bytearray(pack_record(image, LABEL_IN_RECORD, tiles)[0])
+    if rng.integers(4) == 0:
+        at = int(
+            rng.choice([rng.integers(0, 8), len(value) - len(tiles) - rng.integers(9, 16), len(value) - 9])
+        )
+        value[at] = int(rng.integers(256))
+    return bytes(value[: int(rng.integers(len(value)))] if rng.integers(40) == 0 else value)
+
+
 def test_no_damage_reads_or_writes_outside_the_memory_that_was_given():
     rng = np.random.default_rng(SEED)
     originals = []
@@ -214,13 +227,15 @@ def test_no_damage_reads_or_writes_outside_the_memory_that_was_given():
         (image, tiles), (other, _) = (originals[rng.integers(len(originals))] for _ in range(2))
         if n % 20:
             image, tiles = damage(rng, image, tiles, other)
-        image, tiles = memory["image"].place_at_end(image), memory["tiles"].place_at_end(tiles)
+        value = damage_value(rng, image, tiles) if n % 2 else None
+        image, tiles = memory["image"].place_at_end(value or image), memory["tiles"].place_at_end(tiles)
         size = int(rng.integers(1, 41))
         images = out.end(size * size * 3)[-size * size * 3 :].reshape(1, size, size, 3)
         width, height = (int.from_bytes(tiles[at : at + 2].tobytes(), "little") for at in (16, 18))
         box = make_boxes(rng, min(max(width, 1), 4000), min(max(height, 1), 4000), 1)[0]
-        row = (0, 1, image.ctypes.data, image.size, tiles.ctypes.data, tiles.size, *box, int(rng.integers(2)))
-        rows = np.array([row], np.int64)
+        kind = RECORD if value is None else STORED if rng.integers(8) else STORED_PIXELS
+        row = (TODO, kind, image.ctypes.data, image.size, tiles.ctypes.data, tiles.size, *box)
+        rows = np.array([(*row, int(rng.integers(2)), LABEL_IN_RECORD, width, height)], np.int64)
         # Just what it asks for, so that the end of it is the guard.
         needed = make_crops(rows, images, scratch.end(1 << 16, align=256))
         if needed > 1 << 22:

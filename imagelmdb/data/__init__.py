@@ -3,8 +3,10 @@
 Read in this order:
 
     loader.py          makes a run's loaders: the place to begin
-    store_loader.py    StoreLoader: sends requests to worker processes and receives their batches
-    workers.py         says which worker died or hangs
+    store_loader.py    StoreLoader: sends requests to its workers and receives their batches
+    threads.py         workers that are threads of this process
+    processes.py       workers that are processes, for what needs Python for each image
+    workers.py         says which of these processes died or hangs
     batches.py         BatchDataset: what a worker does for a request
     records.py         CheckedRecords: a store's records, compared with their checksums
     augment.py         changes to single images in the workers, and to whole batches on the device

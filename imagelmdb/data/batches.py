@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from imagelmdb.data.records import CheckedRecords
-from imagelmdb.decode import CPUDecoder, Crop, Decoder, MakeBytes, Prepared, StoredCrops
+from imagelmdb.decode import Crop, Decoder, MakeBytes, Prepared, StoredCrops
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.plan import plan_eval, plan_seeds, plan_train
 from imagelmdb.order.sampler import Sampler
@@ -129,7 +129,7 @@ class BatchDataset(Dataset):
     def make_batch(self, request: Request, make_bytes: MakeBytes) -> Made:
         (batch,) = self.plan([request])
         rows = slice(0, len(batch.indices))
-        if isinstance(self.decoder, CPUDecoder):
+        if self.decoder.in_threads:
             prepared, images = self.decoder.allocate(len(batch.indices), request.size, make_bytes)
             self.fill(batch, rows, images)
         else:
@@ -163,7 +163,7 @@ class BatchDataset(Dataset):
                 yield PlannedBatch(request, *rows)
 
     def fill(self, batch: PlannedBatch, rows: slice, images: np.ndarray) -> None:
-        """Make some rows of a batch with a CPUDecoder: images is uint8 [n, size, size, 3]."""
+        """Make some rows of a batch, uint8 [n, size, size, 3], with a decoder that works in threads."""
         if rows.start == 0:
             self._prefetch(batch.request)
         done = self._decode_stored(batch, rows, images)
@@ -197,8 +197,7 @@ class BatchDataset(Dataset):
     def _decode_stored(self, batch: PlannedBatch, rows: slice, images: np.ndarray) -> np.ndarray:
         """bool [n]: the images that could be made without Python for each record."""
         indices = batch.indices[rows]
-        is_known = batch.boxes is not None and self.decoder.in_threads
-        values = self.records.find_values(indices) if is_known else None
+        values = None if batch.boxes is None else self.records.find_values(indices)
         if values is None:
             return np.zeros(len(indices), bool)
         labels, sizes = batch.labels[rows], self.store.sizes[indices]

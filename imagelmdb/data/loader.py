@@ -57,7 +57,8 @@ def make_train_loader(
 
     path: a store, or a folder of class folders; `lmdb` says which, if it should not be found out.
     batch_size: over all ranks. rank, world_size: torch.distributed's, if it is initialised, else one rank.
-    workers: processes; by default 4, or as many as there are cores if these are fewer.
+    workers: threads, or processes if an image needs Python: for a transform, or a decoder other than "auto"
+    and "tiles". By default 4, or as many as there are cores if these are fewer.
     transform: a picklable function of one uint8 [3, size, size] image.
     decode: "auto", another name in imagelmdb.decode.DECODERS, or a decoder.
     shuffle: full, block, local or none, see imagelmdb.order.sampler. repeats: how often each image comes in a

@@ -85,8 +85,8 @@ class Decoder(Protocol):
     # are refused. GPU decoders do not notice damage inside a JPEG, so files without checksums bring a
     # warning.
     on_gpu: bool
-    # Whether threads can do what takes processes otherwise, since it needs no Python for an image. Only for a
-    # CPUDecoder.
+    # Whether threads can do what takes processes otherwise, since it needs no Python for an image. Only for
+    # a CPUDecoder that has `decode_stored`.
     in_threads: bool
     # A larger image raises BadImageError before memory is allocated for it.
     max_pixels: int

@@ -16,8 +16,6 @@ How it works:
 For example, take the 64 x 16 px image of index.py, whose tiles are 16 x 8 px. The box (20, 0, 8, 16) touches
 tile 1 in the first row and tile 5 in the second. The crop is 24 x 16 px: a column of 8 px of glue and two
 tiles, one above the other. The box is at (12, 0) in it.
-
-Training runs this for every sample, so this module does not import numba.
 """
 
 from __future__ import annotations

@@ -71,8 +71,6 @@ begins: an item has at most 57 bits, and begins at bit 0 to 7 of the first byte.
 parse_index checks the CRC-32 and the version. find_window (crop.py) checks that the box is inside the image,
 that the JPEG has this length, and its header this CRC-32. Nobody checks the entropy-coded bytes here: the
 store has a checksum of the whole record.
-
-Training reads an index for every sample, so this module does not import numba.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 >>> header = parse(Path("n01440764_10026.JPEG").read_bytes())
 >>> header.width, header.height
 (500, 375)
-
-crop.py and index.py import this module in training, so it does not import numba.
 """
 
 from __future__ import annotations

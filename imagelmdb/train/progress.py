@@ -145,7 +145,7 @@ class Reading:
 def describe_bottleneck(progress: Progress, *, workers: int, local_size: int, lmdb: bool) -> str:
     """The epoch's verdict: whether the model waits for the loader, and what to try if it does.
 
-    Each of the `local_size` ranks on this machine has `workers` loader processes.
+    Each of the `local_size` ranks on this machine has `workers` loader workers.
     """
     if progress.data_wait < DATA_BOUND_SHARE:
         return "compute-bound"

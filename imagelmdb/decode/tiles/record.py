@@ -195,7 +195,7 @@ def make_crop(image, length, tiles, tiles_length, box, flip, size, out, scratch,
     if needed > scratch_bytes:
         return NO_ROOM, needed
 
-    runs = _place_runs(image, tiles, index, frame, part, work, memory)
+    runs = place_runs(image, tiles, index, frame, part, work, memory)
     across_precision = fill_weights(width, size, flip, canvas.across_starts, canvas.across_weights)
     down_precision = fill_weights(height, size, False, canvas.down_starts, canvas.down_weights)
     start = part.row  # the row of MCUs that the first strips belong to
@@ -205,7 +205,7 @@ def make_crop(image, length, tiles, tiles_length, box, flip, size, out, scratch,
         count = min(memory.rows, part.row_end - row)
         if not read_rows(runs, row, count):
             return DAMAGED, 0
-        if _transform_rows(work, frame, part, memory, row - start, count):
+        if transform_rows(work, frame, part, memory, row - start, count):
             return UNUSUAL, 0
         row += count
         # If more rows follow, the last one's lower neighbour is not there yet.
@@ -227,7 +227,7 @@ def make_crop(image, length, tiles, tiles_length, box, flip, size, out, scratch,
 
 
 @jit
-def _place_runs(image, tiles, index, frame, part, work, memory):
+def place_runs(image, tiles, index, frame, part, work, memory):
     """All that the entropy decoder needs to know, and its tables."""
     slots = frame.across * frame.down + frame.components - 1
     fill_order(work.order)
@@ -262,7 +262,7 @@ def _place_runs(image, tiles, index, frame, part, work, memory):
 
 
 @jit
-def _transform_rows(work, frame, part, memory, before, count):
+def transform_rows(work, frame, part, memory, before, count):
     """Coefficients to strips, which go behind `before` rows. Not 0 if libjpeg has to decode this image."""
     across, down = frame.across, frame.down
     slots = across * down + frame.components - 1

@@ -182,6 +182,9 @@ class LegacyFile:
     def where(self, index: int) -> str:
         return f"{self.path} key {self._extents.key(index)}"
 
+    def find_values(self, indices: np.ndarray) -> None:
+        """Nowhere: no other tool packs records as format.py does."""
+
     def has_changed(self) -> bool:
         return self.environment.has_changed()
 
