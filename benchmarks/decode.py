@@ -19,6 +19,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -217,6 +218,7 @@ def other_vectors(store: Path, count: int) -> Prepare:
     os.environ["IMAGELMDB_VECTOR_BYTES"] = str(count)
     context = multiprocessing.get_context("spawn")
     context.Process(target=serve_turns, args=(store, theirs), daemon=True).start()
+    theirs.close()
     del os.environ["IMAGELMDB_VECTOR_BYTES"]
 
     def prepare(epoch: int, turn: int) -> Callable:
@@ -232,11 +234,12 @@ def other_vectors(store: Path, count: int) -> Prepare:
 def serve_turns(store: Path, pipe: Connection) -> None:
     torch.set_num_threads(1)
     prepare = ours(LMDBStore(store))
-    while True:
-        run = prepare(*pipe.recv())
-        started = time.process_time()
-        run()
-        pipe.send(time.process_time() - started)
+    with suppress(EOFError):  # the other end has left
+        while True:
+            run = prepare(*pipe.recv())
+            started = time.process_time()
+            run()
+            pipe.send(time.process_time() - started)
 
 
 def floor(store: LMDBStore) -> Prepare:
