@@ -105,7 +105,7 @@ def compile_once() -> None:
 def _say_when_compiling(done: threading.Event, started: float) -> None:
     while not done.wait(0.2):
         if time.process_time() - started > _LOADING_S:
-            print("compiling the decoder, once: about 10 s", file=sys.stderr, flush=True)
+            print("compiling the decoder, once: about half a minute", file=sys.stderr, flush=True)
             return
 
 
@@ -123,7 +123,7 @@ def _address(array: np.ndarray) -> int:
 @jit
 def make_crops(rows, images, memory):
     """Make the crops that are still to do. Return how much scratch memory the next one needs, or 0."""
-    size = images.shape[1]
+    size, scratch, pixels = images.shape[1], np.int64(memory.ctypes.data), np.int64(images.ctypes.data)
     for i in range(rows.shape[0]):
         row = rows[i]
         if row[STATUS] != TODO:
@@ -144,10 +144,10 @@ def make_crops(rows, images, memory):
         if source == 0:
             row[STATUS] = UNUSUAL
             continue
-        out = images.ctypes.data + 3 * size * size * i
+        out = pixels + 3 * size * size * i
         if kind in (RECORD, STORED):
             box = row[LEFT], row[TOP], row[WIDTH], row[HEIGHT]
-            place = memory.ctypes.data, memory.size
+            place = scratch, memory.size
             status, needed = make_crop(
                 source, length, tiles, tiles_length, box, row[FLIP] != 0, size, out, *place
             )
@@ -155,9 +155,9 @@ def make_crops(rows, images, memory):
                 return needed
             row[STATUS] = status
         else:
-            canvas = place_canvas(memory.ctypes.data, row[WIDTH], row[HEIGHT], size)
-            if canvas.end - memory.ctypes.data > memory.size:
-                return canvas.end - memory.ctypes.data
+            canvas = place_canvas(scratch, row[WIDTH], row[HEIGHT], size)
+            if canvas.end - scratch > memory.size:
+                return canvas.end - scratch
             resize_pixels(source + length * row[TOP] + 3 * row[LEFT], length, row[FLIP] != 0, canvas, out)
             row[STATUS] = DONE
     return 0

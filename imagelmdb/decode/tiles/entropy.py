@@ -273,18 +273,20 @@ class Runs(NamedTuple):
 @jit
 def read_rows(runs, row, rows):
     """Decode `rows` runs, from row `row` of the image on. False if they are damaged."""
-    for i in range(STREAMS):
-        store_i64(runs.streams + STREAM_BYTES * i + _IS_BUSY, 0)
+    stream_1 = runs.streams
+    stream_2, stream_3 = stream_1 + STREAM_BYTES, stream_1 + 2 * STREAM_BYTES
+    for stream in (stream_1, stream_2, stream_3):
+        store_i64(stream + _IS_BUSY, 0)
     store_i64(runs.shared + _ROW, row)
     store_i64(runs.shared + _ROW_END, row + rows)
     store_i64(runs.shared + _BUSY, 0)
     last = runs.order + 63
     damage, index_1, index_2, index_3 = 0, runs.order, runs.order, runs.order
-    bits_1, place_1, table_1, block_1, left_1, slot_1, bad = _begin_run(runs, row, 0, 0)
+    bits_1, place_1, table_1, block_1, left_1, slot_1, bad = _begin_run(runs, row, stream_1, runs.idle_place)
     damage |= bad
-    bits_2, place_2, table_2, block_2, left_2, slot_2, bad = _begin_run(runs, row, 1, 0)
+    bits_2, place_2, table_2, block_2, left_2, slot_2, bad = _begin_run(runs, row, stream_2, runs.idle_place)
     damage |= bad
-    bits_3, place_3, table_3, block_3, left_3, slot_3, bad = _begin_run(runs, row, 2, 0)
+    bits_3, place_3, table_3, block_3, left_3, slot_3, bad = _begin_run(runs, row, stream_3, runs.idle_place)
     damage |= bad
     while load_i64(runs.shared + _BUSY) > 0:
         bits_1 = _load_bits(place_1)
@@ -293,7 +295,7 @@ def read_rows(runs, row, rows):
             if _usually(index_1 >= last, 0):
                 damage |= index_1
                 bits_1, place_1, table_1, block_1, left_1, slot_1, bad = _end_block(
-                    runs, row, 0, index_1, place_1, block_1, left_1, slot_1
+                    runs, row, stream_1, index_1, place_1, block_1, left_1, slot_1
                 )
                 damage |= bad
                 index_1 = runs.order
@@ -303,7 +305,7 @@ def read_rows(runs, row, rows):
             if _usually(index_2 >= last, 0):
                 damage |= index_2
                 bits_2, place_2, table_2, block_2, left_2, slot_2, bad = _end_block(
-                    runs, row, 1, index_2, place_2, block_2, left_2, slot_2
+                    runs, row, stream_2, index_2, place_2, block_2, left_2, slot_2
                 )
                 damage |= bad
                 index_2 = runs.order
@@ -313,7 +315,7 @@ def read_rows(runs, row, rows):
             if _usually(index_3 >= last, 0):
                 damage |= index_3
                 bits_3, place_3, table_3, block_3, left_3, slot_3, bad = _end_block(
-                    runs, row, 2, index_3, place_3, block_3, left_3, slot_3
+                    runs, row, stream_3, index_3, place_3, block_3, left_3, slot_3
                 )
                 damage |= bad
                 index_3 = runs.order
@@ -327,7 +329,7 @@ def _end_block(runs, row, stream, index, place, block, left, slot):
     if _usually(left > 1, 1):
         slot = load_i64(slot + _NEXT)
         block += 128
-        bits, place, table, bad = _begin_block(place, block, slot, runs.streams + STREAM_BYTES * stream)
+        bits, place, table, bad = _begin_block(place, block, slot, stream)
         left -= 1
     else:
         bits, place, table, block, left, slot, bad = _begin_run(runs, row, stream, place)
@@ -337,28 +339,32 @@ def _end_block(runs, row, stream, index, place, block, left, slot):
 @jit
 def _begin_run(runs, row, stream, place):
     """Check where a stream's run has ended, and begin its next one: that of the next row, or an idle one."""
-    memory = runs.streams + STREAM_BYTES * stream
     bad = 0
     busy = load_i64(runs.shared + _BUSY)
-    if load_i64(memory + _IS_BUSY):
+    if load_i64(stream + _IS_BUSY):
         busy -= 1
-        if place != load_i64(memory + _END):
+        if place != load_i64(stream + _END):
             bad = BAD_CODE
-        for i in range(load_i64(memory + _CHECKED)):
-            if load_i64(memory + _DC + 8 * i) != load_i64(memory + _END_DC + 8 * i):
+        for i in range(load_i64(stream + _CHECKED)):
+            if load_i64(stream + _DC + 8 * i) != load_i64(stream + _END_DC + 8 * i):
                 bad = BAD_CODE
     next_row = load_i64(runs.shared + _ROW)
     is_busy = next_row < load_i64(runs.shared + _ROW_END)
-    store_i64(memory + _IS_BUSY, is_busy)
+    store_i64(stream + _IS_BUSY, is_busy)
     store_i64(runs.shared + _BUSY, busy + is_busy)
     if is_busy:
         store_i64(runs.shared + _ROW, next_row + 1)
-        place = _copy_run(runs, next_row, memory, runs.buffers + runs.buffer_bytes * stream)
+        place = _copy_run(
+            runs,
+            next_row,
+            stream,
+            runs.buffers + runs.buffer_bytes * ((stream - runs.streams) // STREAM_BYTES),
+        )
         block, left, slot = runs.coefficients + 128 * runs.blocks * (next_row - row), runs.blocks, runs.slots
     else:
         block, left, slot = runs.idle_block, 1, runs.idle_slot
         place = runs.idle_place
-    bits, place, table, bad_code = _begin_block(place, block, slot, memory)
+    bits, place, table, bad_code = _begin_block(place, block, slot, stream)
     return bits, place, table, block, left, slot, bad | bad_code
 
 

@@ -196,8 +196,7 @@ def make_crop(image, length, tiles, tiles_length, box, flip, size, out, scratch,
         return NO_ROOM, needed
 
     runs = place_runs(image, tiles, index, frame, part, work, memory)
-    across_precision = fill_weights(width, size, flip, canvas.across_starts, canvas.across_weights)
-    down_precision = fill_weights(height, size, False, canvas.down_starts, canvas.down_weights)
+    across_precision, down_precision = fill_weights(canvas, flip)
     start = part.row  # the row of MCUs that the first strips belong to
     row = part.row  # the next to decode
     coloured = part.row  # the next to turn into RGB
@@ -264,32 +263,25 @@ def place_runs(image, tiles, index, frame, part, work, memory):
 @jit
 def transform_rows(work, frame, part, memory, before, count):
     """Coefficients to strips, which go behind `before` rows. Not 0 if libjpeg has to decode this image."""
-    across, down = frame.across, frame.down
-    slots = across * down + frame.components - 1
+    slots = frame.across * frame.down + frame.components - 1
     too_large = 0
     for i in range(count):
         block = (i * part.mcus + part.skipped) * slots
-        for y in range(down):
-            too_large |= transform_row(
-                memory.coefficients + 128 * (block + y * across),
-                memory.lasts + block + y * across,
-                slots,
-                across,
-                across * part.columns,
-                work.quants + 128 * frame.quants[0],
-                memory.luma + memory.luma_pitch * ((before + i) * down + y),
-            )
-        for j in range(1, frame.components):
-            at = block + across * down + j - 1
-            too_large |= transform_row(
-                memory.coefficients + 128 * at,
-                memory.lasts + at,
-                slots,
-                1,
-                part.columns,
-                work.quants + 128 * frame.quants[j],
-                (memory.blue if j == 1 else memory.red) + memory.chroma_pitch * (before + i),
-            )
+        for j in range(frame.components):
+            across, down = (1, 1) if j else (frame.across, frame.down)
+            strip = memory.luma if j == 0 else memory.blue if j == 1 else memory.red
+            pitch = memory.chroma_pitch if j else memory.luma_pitch
+            for y in range(down):
+                too_large |= transform_row(
+                    memory.coefficients + 128 * block,
+                    memory.lasts + block,
+                    slots,
+                    across,
+                    across * part.columns,
+                    work.quants + 128 * frame.quants[j],
+                    strip + pitch * ((before + i) * down + y),
+                )
+                block += across
     return too_large
 
 
@@ -314,12 +306,12 @@ def _colour_row(index, frame, part, memory, canvas, box, precision, row, start, 
             below = chroma + pitch if row + 1 < row_end else chroma
             if row == 0:
                 above = memory.above
-                _copy_lane(chroma, 0, above, 7, columns)
+                _copy_lane(chroma, above + 7, columns)
             if rows_left < 8:
-                _copy_lane(chroma, rows_left - 1, chroma, rows_left, columns)
+                _copy_lane(chroma + rows_left - 1, chroma + rows_left, columns)
             elif rows_left == 8:
                 below = memory.below
-                _copy_lane(chroma, 7, below, 0, columns)
+                _copy_lane(chroma + 7, below, columns)
             sum_chroma(above, chroma, below, columns, sums[0], sums[1])
     elif sampling == HALF_ACROSS:
         widen_chroma(blue, columns, memory.blue_sums[0])
@@ -365,10 +357,10 @@ def _fill_slots(work, frame, count):
 
 
 @jit
-def _copy_lane(source, row, out, out_row, columns):
+def _copy_lane(source, out, columns):
     """One row of a strip to one row of another."""
     for x in range(columns):
-        store_u8(out + 8 * x + out_row, load_u8(source + 8 * x + row))
+        store_u8(out + 8 * x, load_u8(source + 8 * x))
 
 
 @jit

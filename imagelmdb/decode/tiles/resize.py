@@ -60,7 +60,23 @@ def count_pairs(full, size):
 
 
 @jit
-def fill_weights(full, size, flip, starts, weights):
+def fill_weights(canvas, flip):
+    """Fill the weights of both directions. Returns their precisions, see _fill_one."""
+    across, down = 0, 0
+    for i in range(2):
+        down = _fill_one(
+            canvas.height if i else canvas.width,
+            canvas.size,
+            flip and i == 0,
+            canvas.down_starts if i else canvas.across_starts,
+            canvas.down_weights if i else canvas.across_weights,
+        )
+        across = across if i else down
+    return across, down
+
+
+@jit
+def _fill_one(full, size, flip, starts, weights):
     """Fill starts (int64 [size]) and weights (int16 [size, 2 * pairs]); return the weights' precision.
 
     Output pixel i is the sum of weights[i, j] * pixel[starts[i] + j], divided by 1 << precision. All of it is
@@ -272,9 +288,7 @@ def blend_image(canvas, precision, out):
 @jit
 def resize_pixels(pixels, pitch, flip, canvas, out):
     """Resize a box of RGB pixels; `pixels` is the address of its corner, `pitch` the bytes of a whole row."""
-    size = canvas.size
-    across = fill_weights(canvas.width, size, flip, canvas.across_starts, canvas.across_weights)
-    down = fill_weights(canvas.height, size, False, canvas.down_starts, canvas.down_weights)
+    across, down = fill_weights(canvas, flip)
     for top in range(0, canvas.height, 8):
         load_strip(pixels + pitch * top, pitch, min(canvas.height - top, 8), canvas.width, canvas.strip)
         narrow_strip(canvas, canvas.strip, across, canvas.rows + canvas.pitch * top)
