@@ -4,7 +4,7 @@
     record = records[7]
 
 A disk, a network or a memory that flips a bit does not say so, and most flips in a JPEG decode to other
-pixels without a warning. A checksum of 110 kB takes 15 us, where a training crop takes 1.1 ms.
+pixels without a warning. A checksum of 110 kB takes 12 us, where a training crop takes 0.8 ms.
 """
 
 from __future__ import annotations
