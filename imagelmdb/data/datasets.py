@@ -21,7 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from imagelmdb.data.records import CheckedRecords
 from imagelmdb.errors import BadImageError, StoreError, UserError
 from imagelmdb.order.blocks import BLOCK_RECORDS
-from imagelmdb.order.rng import BLOCK, BUFFER, make_key, permute
+from imagelmdb.order.rng import BLOCK, BUFFER, derive_key, permute
 from imagelmdb.store.images import MAX_PIXELS, read_image
 from imagelmdb.store.reader import LMDBStore
 
@@ -196,7 +196,7 @@ class IterableLMDB(IterableDataset):
             for block in self._blocks(epoch, consumer, consumers):
                 yield from block
             return
-        rng = np.random.default_rng(make_key(self.seed, epoch, BUFFER, consumer))
+        rng = np.random.default_rng(derive_key(self.seed, epoch, BUFFER, consumer))
         waiting: list[int] = []
         for block in self._blocks(epoch, consumer, consumers):
             self.store.prefetch(block)
@@ -212,7 +212,7 @@ class IterableLMDB(IterableDataset):
         count = len(self.store)
         mine = np.arange(consumer, -(-count // BLOCK_RECORDS), consumers)
         if self.shuffle:
-            mine = permute(-(-count // BLOCK_RECORDS), make_key(self.seed, epoch, BLOCK), mine)
+            mine = permute(-(-count // BLOCK_RECORDS), derive_key(self.seed, epoch, BLOCK), mine)
         for start in (mine * BLOCK_RECORDS).tolist():
             yield range(start, min(start + BLOCK_RECORDS, count))
 

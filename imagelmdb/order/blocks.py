@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from imagelmdb.order.rng import make_key, permute, random_bits
+from imagelmdb.order.rng import derive_key, permute, random_bits
 
 BLOCK_RECORDS = 16  # about 1.8 MB of ImageNet in one read
 LANES = 64
@@ -42,7 +42,7 @@ def shuffle_blocks(count: int, key: int, positions: np.ndarray) -> np.ndarray:
     for w in np.unique(window[window < windows]).tolist():
         inside = window == w
         start, end = (v * rounds // windows * BLOCK_RECORDS for v in (w, w + 1))
-        keys = random_bits(make_key(key, w), lanes[inside])
+        keys = random_bits(derive_key(key, w), lanes[inside])
         steps[inside] = start + permute(end - start, keys, steps[inside] - start)
     return _find_records(count, key, lanes, steps)
 
@@ -60,7 +60,7 @@ def upcoming_blocks(count: int, key: int, positions: np.ndarray) -> np.ndarray:
 def _find_records(count: int, key: int, lanes: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """The record of each lane at each step before step 3, that is, block after block."""
     rounds = count // (BLOCK_RECORDS * LANES)
-    offset = make_key(key) % count
+    offset = derive_key(key) % count
     dealt = steps // BLOCK_RECORDS * LANES + lanes
     within = dealt < rounds * LANES
     block = dealt.copy()

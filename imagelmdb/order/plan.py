@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from imagelmdb.order.rng import CROPS, make_key, random_bits, random_uniform
+from imagelmdb.order.rng import CROPS, derive_key, random_bits, random_uniform
 
 _ATTEMPTS = 10  # like torchvision's RandomResizedCrop
 _DRAWS = 32  # random numbers reserved for a position: two for each attempt, then the four below
@@ -35,7 +35,7 @@ def plan_train(
     """
     sizes = np.asarray(sizes, np.int64)
     counters = np.asarray(positions, np.int64)[:, None] * _DRAWS + np.arange(_FLIP + 1)
-    draws = random_uniform(make_key(seed, epoch, CROPS), counters)
+    draws = random_uniform(derive_key(seed, epoch, CROPS), counters)
     area_draws, ratio_draws = draws[:, :_TOP:2], draws[:, 1:_TOP:2]
     areas = sizes.prod(axis=1)[:, None] * (scale[0] + (scale[1] - scale[0]) * area_draws)
     aspects = np.exp(np.log(ratio[0]) + (np.log(ratio[1]) - np.log(ratio[0])) * ratio_draws)
@@ -68,7 +68,7 @@ def plan_eval(sizes: np.ndarray, *, size: int, resize: int) -> np.ndarray:
 def plan_seeds(seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
     """One uint64 for each position: the seed of further random transforms of that sample."""
     counters = np.asarray(positions, np.int64) * _DRAWS
-    return random_bits(make_key(seed, epoch, CROPS), counters + _TRANSFORM)
+    return random_bits(derive_key(seed, epoch, CROPS), counters + _TRANSFORM)
 
 
 def _fallback_shapes(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:

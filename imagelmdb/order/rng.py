@@ -1,6 +1,6 @@
 """Random numbers that are pure functions of a key and a counter, computed for whole arrays at once.
 
-    key = make_key(seed, epoch, CROPS)
+    key = derive_key(seed, epoch, CROPS)
     random_uniform(key, np.arange(256))   # float64[256] in [0, 1)
 
 Number i of a key is what step i of SplitMix64 gives when it starts at that key. So every process can compute
@@ -19,7 +19,7 @@ CROPS, FULL, BLOCK, LOCAL, BUFFER = range(5)
 _MASK = (1 << 64) - 1
 
 
-def make_key(*words: int) -> int:
+def derive_key(*words: int) -> int:
     """Mix the words, which are any integers, into 64 bits."""
     key, zero = 0, np.zeros(1, np.int64)
     for word in words:
@@ -76,4 +76,4 @@ def _feistel(count: int, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     return x * b + y
 
 
-_ROUNDS = np.array([make_key(i) for i in range(8)], np.uint64)
+_ROUNDS = np.array([derive_key(i) for i in range(8)], np.uint64)

@@ -29,7 +29,7 @@ import numpy as np
 
 from imagelmdb.errors import StoreError, UserError
 from imagelmdb.order.blocks import shuffle_blocks, upcoming_blocks
-from imagelmdb.order.rng import BLOCK, FULL, LOCAL, make_key, permute
+from imagelmdb.order.rng import BLOCK, FULL, LOCAL, derive_key, permute
 
 SHUFFLES = ("full", "block", "local", "none")
 
@@ -102,10 +102,10 @@ class Sampler:
         count = self.counts[self._node]
         places = (places - self._first) // self.repeats
         if self.shuffle == "block":
-            return shuffle_blocks(count, make_key(self.seed, epoch, BLOCK), places)
+            return shuffle_blocks(count, derive_key(self.seed, epoch, BLOCK), places)
         if self.shuffle == "full":
-            return permute(count, make_key(self.seed, epoch, FULL), places)
-        places = permute(count, make_key(self.seed, epoch, LOCAL, self._node), places)
+            return permute(count, derive_key(self.seed, epoch, FULL), places)
+        places = permute(count, derive_key(self.seed, epoch, LOCAL, self._node), places)
         runs = self.runs[self._node]
         ends = np.cumsum([len(run) for run in runs])
         skipped = np.array([run.stop for run in runs]) - ends  # records before the end of each run
@@ -119,7 +119,7 @@ class Sampler:
         """
         if self.shuffle == "block":
             places = np.asarray(self.positions(step), np.int64) // self.repeats
-            return upcoming_blocks(self.total, make_key(self.seed, epoch, BLOCK), places)
+            return upcoming_blocks(self.total, derive_key(self.seed, epoch, BLOCK), places)
         if step + steps_ahead >= self.steps_per_epoch:
             return np.empty(0, np.int64)
         return self.indices(epoch, self.positions(step + steps_ahead))
