@@ -298,7 +298,8 @@ def kill_worker(bench: Bench, tries: int) -> Iterator[Outcome]:
     numbers = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
     for attempt in range(tries):
         run, number = bench.make_folder(), numbers[attempt % len(numbers)]
-        ranks = Ranks(program.main, bench.options(run), size=1, output=run)
+        options = [*bench.options(run), "--decode", "libjpeg"]  # in processes; threads cannot be killed
+        ranks = Ranks(program.main, options, size=1, output=run)
         ranks.wait_for("images/s", times=bench.rng.randint(1, 8))
         for worker in find_children(ranks.processes[0].pid)[:1]:
             with contextlib.suppress(ProcessLookupError):
@@ -388,6 +389,7 @@ def shrink_shared_memory(bench: Bench, tries: int) -> Iterator[Outcome]:
         options = bench.options(run)
         if attempt % 2 == 0:  # batches that do not fit
             options[options.index("--train-size") + 1] = "224"
+            options += ["--decode", "libjpeg"]  # in processes; threads need no shared memory
         done = in_namespace(f"mount -t tmpfs -o size=1m tmpfs /dev/shm\n{command('main.py', *options)}")
         if done.returncode == 0:
             yield Outcome(SAME if read_end(run) == bench.end(1) else SILENT)
