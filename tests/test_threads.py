@@ -6,19 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from processes import ROOT
 from stores import make_tree, write_store
 
-from imagelmdb.data.datasets import ImageFolderLMDB
 from imagelmdb.data.loader import make_train_loader
-from imagelmdb.decode import Crop
-from imagelmdb.decode.tiles.decoder import TilesDecoder
 from imagelmdb.errors import LoaderError, StoreError
 from imagelmdb.store.reader import LMDBStore
 
@@ -65,19 +60,6 @@ def test_an_epoch_leaves_no_thread_whether_it_is_read_to_its_end_or_not(store):
 def test_pieces_of_any_batch_size_make_the_same_batches(store, batch_size):
     expected = read(make_loader(store, workers=0, batch_size=batch_size))
     assert_same(read(make_loader(store, workers=5, batch_size=batch_size)), expected)
-
-
-def test_eight_threads_of_a_user_on_one_dataset_see_equal_crops(store):
-    records, decoder = LMDBStore(store), TilesDecoder()
-    crops = [Crop(records[i], (i % 30, i % 20, 50, 40), bool(i % 2)) for i in range(len(records))]
-
-    def decode_all(_) -> bytes:
-        images = np.empty((len(crops), 48, 48, 3), np.uint8)
-        decoder.decode(crops, images)
-        return images.tobytes()
-
-    with ThreadPoolExecutor(8) as executor:
-        assert len(set(executor.map(decode_all, range(40)))) == 1
 
 
 def test_processes_that_are_forked_while_threads_decode_make_the_same_batches(store):
@@ -175,10 +157,3 @@ def test_of_several_bad_records_the_first_is_named_and_batches_before_it_are_goo
     with pytest.raises(StoreError, match=rf"index {bad[1]}, .*: its checksum differs"):
         next(batches)
     assert not loader_threads()
-
-
-def test_a_dataset_of_items_decodes_in_its_users_workers(store):
-    dataset = ImageFolderLMDB(store, transform=np.asarray)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
-    ours = [np.asarray(image) for image, _ in loader]
-    assert len(ours) == 80 and all(np.array_equal(a, dataset[i][0]) for i, a in enumerate(ours))

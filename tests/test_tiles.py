@@ -17,7 +17,7 @@ from imagelmdb.decode.libjpeg import LibjpegDecoder
 from imagelmdb.decode.tiles import crops as tiles_crops
 from imagelmdb.decode.tiles.crops import RECORD, STORED, STORED_PIXELS, Crops, make_crops
 from imagelmdb.decode.tiles.decoder import TilesDecoder
-from imagelmdb.decode.tiles.record import DAMAGED, DONE, TODO, UNUSUAL
+from imagelmdb.decode.tiles.record import DAMAGED, DONE, PENDING, UNUSUAL
 from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.jpeg.index import parse_index
 from imagelmdb.jpeg.tile import tile_jpeg
@@ -211,7 +211,7 @@ def damage_value(rng: np.random.Generator, image: bytes, tiles: bytes) -> bytes:
             rng.choice([rng.integers(0, 8), len(value) - len(tiles) - rng.integers(9, 16), len(value) - 9])
         )
         value[at] = int(rng.integers(256))
-    return bytes(value[: int(rng.integers(len(value)))] if rng.integers(40) == 0 else value)
+    return bytes(value[: int(rng.integers(1, len(value)))] if rng.integers(40) == 0 else value)
 
 
 def test_no_damage_reads_or_writes_outside_the_memory_that_was_given():
@@ -228,13 +228,16 @@ def test_no_damage_reads_or_writes_outside_the_memory_that_was_given():
         if n % 20:
             image, tiles = damage(rng, image, tiles, other)
         value = damage_value(rng, image, tiles) if n % 2 else None
-        image, tiles = memory["image"].place_at_end(value or image), memory["tiles"].place_at_end(tiles)
+        image, tiles = (
+            memory["image"].place_at_end(image if value is None else value),
+            memory["tiles"].place_at_end(tiles),
+        )
         size = int(rng.integers(1, 41))
         images = out.end(size * size * 3)[-size * size * 3 :].reshape(1, size, size, 3)
         width, height = (int.from_bytes(tiles[at : at + 2].tobytes(), "little") for at in (16, 18))
         box = make_boxes(rng, min(max(width, 1), 4000), min(max(height, 1), 4000), 1)[0]
         kind = RECORD if value is None else STORED if rng.integers(8) else STORED_PIXELS
-        row = (TODO, kind, image.ctypes.data, image.size, tiles.ctypes.data, tiles.size, *box)
+        row = (PENDING, kind, image.ctypes.data, image.size, tiles.ctypes.data, tiles.size, *box)
         rows = np.array([(*row, int(rng.integers(2)), LABEL_IN_RECORD, width, height)], np.int64)
         # Just what it asks for, so that the end of it is the guard.
         needed = make_crops(rows, images, scratch.end(1 << 16, align=256))

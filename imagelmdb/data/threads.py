@@ -4,7 +4,7 @@ A batch is made in pieces of a few images. The threads take the pieces in order,
 straight into the batch's memory. So nothing is copied or sent, and the first batch is there as soon as all
 threads together can make it. Some batches are made ahead.
 
-Threads live for one epoch: to start one takes 50 us. So a process that forks between two epochs, or that
+Threads live for one epoch, since they start at once. So a process that forks between two epochs, or that
 leaves an epoch early, has no thread left.
 """
 

@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from imagelmdb.decode import Box, StoredCrops
-from imagelmdb.decode.tiles.record import DONE, NO_ROOM, TODO, UNUSUAL, make_crop
+from imagelmdb.decode.tiles.record import DONE, NO_ROOM, PENDING, UNUSUAL, make_crop
 from imagelmdb.decode.tiles.resize import place_canvas, resize_pixels
 from imagelmdb.decode.tiles.stored import find_parts
 from imagelmdb.decode.tiles.vectors import jit
@@ -50,20 +50,20 @@ class Crops:
         """A box of RGB pixels, uint8 [height, width, 3]. Who calls has checked that it is inside them."""
         pixels = np.ascontiguousarray(pixels)  # an older tool's may be a view of planes
         self._kept.append(pixels)
-        self._rows.append((TODO, PIXELS, _address(pixels), pixels.strides[0], 0, 0, *box, flip, 0, 0, 0))
+        self._rows.append((PENDING, PIXELS, _address(pixels), pixels.strides[0], 0, 0, *box, flip, 0, 0, 0))
 
     def add_record(self, record: Record, box: Box, flip: bool) -> None:
         """A box of a tiled JPEG. Everything about it is checked."""
         image, tiles = np.frombuffer(record.image, np.uint8), np.frombuffer(record.tile_index, np.uint8)
         self._kept += image, tiles
         self._rows.append(
-            (TODO, RECORD, _address(image), image.size, _address(tiles), tiles.size, *box, flip, 0, 0, 0)
+            (PENDING, RECORD, _address(image), image.size, _address(tiles), tiles.size, *box, flip, 0, 0, 0)
         )
 
     def add_stored(self, crops: StoredCrops, wanted: np.ndarray) -> None:
         """All crops at once, of records in a store. Those that are not wanted are left to somebody else."""
         rows = self._stored = np.zeros((len(wanted), FIELDS), np.int64)
-        rows[:, STATUS] = np.where(wanted & (crops.values[:, 0] > 0), TODO, UNUSUAL)
+        rows[:, STATUS] = np.where(wanted & (crops.values[:, 0] > 0), PENDING, UNUSUAL)
         rows[:, KIND] = STORED_PIXELS if crops.is_raw else STORED
         rows[:, SOURCE : LENGTH + 1] = crops.values
         rows[:, LEFT : HEIGHT + 1] = crops.boxes
@@ -126,7 +126,7 @@ def make_crops(rows, images, memory):
     size, scratch, pixels = images.shape[1], np.int64(memory.ctypes.data), np.int64(images.ctypes.data)
     for i in range(rows.shape[0]):
         row = rows[i]
-        if row[STATUS] != TODO:
+        if row[STATUS] != PENDING:
             continue
         kind, source, length, tiles, tiles_length = (
             row[KIND],

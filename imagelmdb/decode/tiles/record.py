@@ -38,7 +38,7 @@ from imagelmdb.decode.tiles.resize import align, blend_image, fill_weights, narr
 from imagelmdb.decode.tiles.vectors import copy_64, jit, load_u8, load_u32, store_i64, store_u8
 from imagelmdb.jpeg.index import ITEMS_AT
 
-TODO, DONE, NO_ROOM, UNUSUAL, DAMAGED = range(5)  # what became of a crop
+PENDING, DONE, NO_ROOM, UNUSUAL, DAMAGED = range(5)  # what became of a crop
 
 MAX_SCRATCH_BYTES = 1 << 27  # boxes that need more are left to libjpeg
 _ROWS_BYTES = 160_000  # of coefficients that are decoded before the next step: a part of the cache
