@@ -16,10 +16,14 @@ from jpegs import decode, make_jpeg, make_odd_jpeg
 from PIL import Image
 from torchvision.io import decode_jpeg
 
+from imagelmdb.decode import Crop
+from imagelmdb.decode.libjpeg import LibjpegDecoder
+from imagelmdb.errors import BadImageError
 from imagelmdb.jpeg.crop import crop_jpeg, cut_out, find_window
 from imagelmdb.jpeg.index import FILLER, INDEX_VERSION, ITEMS_AT, make_index, parse_index
 from imagelmdb.jpeg.markers import JPEGError, parse, read_frame
 from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.store.format import Record
 
 SCALES = (1, 1, 2, 4, 8)
 FACTORS = [
@@ -238,6 +242,31 @@ def test_a_damaged_or_foreign_index_is_refused():
             damaged[at] ^= flip
             with pytest.raises(JPEGError):
                 crop_jpeg(first.data, bytes(damaged), box)
+
+
+def test_an_index_whose_numbers_or_items_make_no_sense_is_refused():
+    """Its checksum is right, so somebody forged it."""
+    tiled = tile_jpeg(make_jpeg(80, 60, subsampling=2), 16)
+
+    def crop(at, value):
+        body = bytearray(tiled.index[4:])
+        body[at - 4] = value
+        return crop_jpeg(tiled.data, crc32(body).to_bytes(4, "little") + body, (20, 20, 40, 30))
+
+    crop(ITEMS_AT + 3, tiled.index[ITEMS_AT + 3])
+    for at in (5, 6, 12, 34):  # the MCU's sides, MCUs of a tile, bits of a field
+        with pytest.raises(JPEGError, match="whose numbers contradict each other"):
+            crop(at, 0)
+    with pytest.raises(JPEGError, match="does not fit the JPEG"):
+        crop(40, 255)  # the predicted length of a tile
+    with pytest.raises(BadImageError, match="does not fit the JPEG") as error:
+        forged = bytearray(tiled.index[4:])
+        forged[40 - 4] = 255
+        forged = Record(memoryview(tiled.data), 0, crc32(forged).to_bytes(4, "little") + forged)
+        sound = Record(memoryview(tiled.data), 0, tiled.index)
+        crops = [Crop(record, (20, 20, 40, 30), False) for record in (sound, sound, forged)]
+        LibjpegDecoder().decode(crops, np.empty((3, 8, 8, 3), np.uint8))
+    assert error.value.row == 2
 
 
 def test_the_index_of_another_image_is_refused():

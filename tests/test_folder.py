@@ -43,6 +43,6 @@ def test_a_folder_is_a_store_that_can_check_nothing(tmp_path):
     tree = make_tree(tmp_path / "tree", {"a": 1})
     (tree / "a" / "1.JPEG").write_bytes(b"damaged")
     store = FolderStore(tree)
-    store.check(1)
+    store.check([1])
     assert store.sizes is None and store.encoding == "jpeg"
     assert store.where(1) == str(tree / "a" / "1.JPEG") and store.advice == "replace or delete the file"

@@ -301,11 +301,11 @@ def test_check_names_a_damaged_record_and_passes_the_others(store_copy):
     for index in range(len(store)):
         if index == 7:
             with pytest.raises(
-                StoreError, match=re.escape(f"{store.where(7)} ({store.name(7)}): its checksum")
+                StoreError, match=re.escape(f"{store.where(7)} (index 7, {store.name(7)}): its checksum")
             ):
-                store.check(7)
+                store.check([7])
         else:
-            store.check(index)
+            store.check([index])
     assert store.advice == f"`imagelmdb verify {path}` lists all damaged records"
 
 

@@ -86,7 +86,7 @@ READERS = [read_training, read_evaluation, read_folder, read_stream]
 @pytest.mark.parametrize("read", READERS)
 def test_a_flipped_bit_in_an_image_is_noticed_by_every_reader(store, tmp_path, read):
     damaged = flip(store, tmp_path / "damaged.lmdb", find_image(store, 17))
-    named = r"index 17, /.*damaged.lmdb key 00000017 \(a/\d+.JPEG\): its checksum differs"
+    named = r"/.*damaged.lmdb key 00000017 \(index 17, a/\d+.JPEG\): its checksum differs"
     for options in ({}, {"check": "always"}):
         with pytest.raises(StoreError, match=rf"{named}; `imagelmdb verify .*` lists all"):
             read(damaged, **options)
@@ -121,9 +121,9 @@ def counts(monkeypatch):
     """How often each record was compared, in this process and in forked ones."""
     counted = torch.zeros(COUNT, dtype=torch.int64).share_memory_()
 
-    def check(self, index, compare=LMDBStore.check):
-        counted[index] += 1
-        compare(self, index)
+    def check(self, indices, compare=LMDBStore.check):
+        counted[torch.as_tensor(indices)] += 1
+        compare(self, indices)
 
     monkeypatch.setattr(LMDBStore, "check", check)
     return counted
@@ -243,7 +243,7 @@ def test_records_are_compared_again_when_somebody_has_written_to_the_store(store
         file.seek(find_image(path, 17))
         file.write(b"x")
     assert dataset[16]
-    with pytest.raises(StoreError, match=r"index 17, .* its checksum differs"):
+    with pytest.raises(StoreError, match=r"\(index 17, .* its checksum differs"):
         dataset[17]
 
 
@@ -285,21 +285,21 @@ def test_a_store_that_is_renamed_replaced_or_deleted_stays_what_it_was(store, tm
     assert np.asarray(dataset[3][0]).tolist() == expected
 
 
-# Stores of format 1, which release 0.1.0 wrote
+# Stores of earlier formats: release 0.1.0 wrote format 1
 
 
-@pytest.fixture
-def old_store(tmp_path):
-    packed = Path(__file__).parent / "data" / "format1.lmdb.xz"
-    (tmp_path / "old.lmdb").write_bytes(lzma.decompress(packed.read_bytes()))
-    return tmp_path / "old.lmdb"
-
-
-def test_a_store_of_format_1_is_read_and_compared_with_its_own_checksums(old_store, tmp_path):
+@pytest.mark.parametrize(
+    ("version", "sizes"),
+    [(1, [(30, 20), (90, 60), (40, 40)]), (2, [(40, 30), (47, 33), (54, 36)])],
+)
+def test_a_store_of_an_earlier_format_is_read_and_compared_with_its_own_checksums(version, sizes, tmp_path):
+    packed = Path(__file__).parent / "data" / f"format{version}.lmdb.xz"
+    old_store = tmp_path / "old.lmdb"
+    old_store.write_bytes(lzma.decompress(packed.read_bytes()))
     store = LMDBStore(old_store)
     assert verify(old_store, workers=0) == []
-    assert store.describe()["format"] == "imagelmdb 1" and store.labels.tolist() == [0, 0, 1]
-    assert [image.size for image, _ in read_folder(old_store)] == [(30, 20), (90, 60), (40, 40)]
+    assert store.describe()["format"] == f"imagelmdb {version}" and store.labels.tolist() == [0, 0, 1]
+    assert [image.size for image, _ in read_folder(old_store)] == sizes
     for index in range(3):
         damaged = flip(old_store, tmp_path / f"{index}.lmdb", find_image(old_store, index))
         with pytest.raises(StoreError, match="its checksum differs"):

@@ -154,6 +154,6 @@ def test_of_several_bad_records_the_first_is_named_and_batches_before_it_are_goo
     (tmp_path / "damaged.lmdb").write_bytes(data)
     batches = make_loader(tmp_path / "damaged.lmdb").epoch(0)
     assert_same([next(batches)], read(make_loader(store, workers=0))[:1])
-    with pytest.raises(StoreError, match=rf"index {bad[1]}, .*: its checksum differs"):
+    with pytest.raises(StoreError, match=rf"\(index {bad[1]}, .*: its checksum differs"):
         next(batches)
     assert not loader_threads()

@@ -51,7 +51,7 @@ class CheckedRecords:
     def __getitem__(self, index: int) -> Record:
         self._notice_changes([index])
         record = self.store[index]
-        self._check([index])
+        self._check(np.array([index]))
         return record
 
     def find_values(self, indices: np.ndarray) -> np.ndarray | None:
@@ -59,19 +59,21 @@ class CheckedRecords:
         self._notice_changes(indices.tolist())
         values = self.store.find_values(indices)
         if values is not None:
-            self._check(indices[values[:, 0] > 0].tolist())
+            self._check(indices[values[:, 0] > 0])
         return values
 
-    def _check(self, indices: list[int]) -> None:
+    def _check(self, indices: np.ndarray) -> None:
         if self.check == "off":
             return
-        for index in indices:
-            if self.check == "always" or not self.checked[index]:
-                try:
-                    self.store.check(index)
-                except StoreError as error:
-                    raise StoreError(f"index {index}, {error}; {self.store.advice}") from error
-                self.checked[index] = True
+        if self.check == "once":
+            indices = indices[~self.checked[indices]]
+        if not len(indices):
+            return
+        try:
+            self.store.check(indices)
+        except StoreError as error:
+            raise StoreError(f"{error}; {self.store.advice}") from error
+        self.checked[indices] = True
 
     def _notice_changes(self, indices: list[int]) -> None:
         """If somebody has written to the store, compare all of it again: it may have been only `touch`."""

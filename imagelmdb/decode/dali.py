@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from imagelmdb.decode import Crop, MakeBytes, Prepared
-from imagelmdb.decode.libjpeg import LibjpegDecoder, find_part
+from imagelmdb.decode.libjpeg import LibjpegDecoder, cut_all, find_part
 from imagelmdb.errors import BadImageError, UserError
-from imagelmdb.jpeg.crop import Window, cut_out
+from imagelmdb.jpeg.crop import Window
 from imagelmdb.store.format import Record
 from imagelmdb.store.images import MAX_PIXELS, is_plain_jpeg
 
@@ -91,7 +91,7 @@ class DaliDecoder:
         except BadImageError as error:
             raise error.at(cpu_rows[error.row]) from None
         flips = np.array([crop.flip for crop in crops], bool)
-        data, ends = join_jpegs(cut_out(jpegs), make_bytes)
+        data, ends = join_jpegs(cut_all(jpegs), make_bytes)
         return Prepared(data, Layout(size, ends, np.array(boxes, np.int32), flips, cpu_rows, cpu_pixels))
 
     def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[Tensor]:

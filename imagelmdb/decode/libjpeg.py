@@ -53,13 +53,13 @@ class LibjpegDecoder(CPUDecoder):
                 for row in rows:
                     scale = _find_scale(crops[row].box, size) if self.dct_scale else 1
                     parts.append(find_part(crops[row], scale))
-                files = iter(cut_out([p.source for p in parts if not isinstance(p.source, np.ndarray)]))
-                for row, part in zip(rows, parts, strict=True):
-                    source = part.source if isinstance(part.source, np.ndarray) else next(files)
+                row = start
+                sources = cut_all([part.source for part in parts])
+                for row, part, source in zip(rows, parts, sources, strict=True):
                     pixels, box = decode_part(part, source, max_pixels=self.max_pixels)
                     resize(pixels, box, crops[row].flip, images[row])
         except BadImageError as error:
-            raise error.at(row) from None
+            raise error.at(row + error.row) from None
 
 
 def find_part(crop: Crop, scale: int = 1) -> Part:
@@ -76,12 +76,27 @@ def find_part(crop: Crop, scale: int = 1) -> Part:
     return Part(window, (window.left, window.top, *box[2:]), scale)
 
 
+def cut_all(sources: Sequence[Window | np.ndarray]) -> list[bytes | bytearray | memoryview | np.ndarray]:
+    """The JPEG of each window, and the pixels as they are. An error has the row of its window."""
+    windows = [source for source in sources if isinstance(source, Window)]
+    try:
+        files = iter(cut_out(windows))
+    except JPEGError:
+        for row, window in enumerate(sources):
+            try:
+                cut_out([window] if isinstance(window, Window) else [])
+            except JPEGError as error:
+                raise BadImageError(str(error)).at(row) from error
+        raise
+    return [next(files) if isinstance(source, Window) else source for source in sources]
+
+
 def decode_part(
     part: Part, source: bytes | memoryview | np.ndarray, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, Box]:
     """(pixels, the box in them), both shrunk by the part's scale.
 
-    `source` is what cut_out made of the part's source.
+    `source` is what cut_all made of the part's source.
     """
     _, (left, top, width, height), scale = part
     pixels = source

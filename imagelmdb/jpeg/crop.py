@@ -92,8 +92,11 @@ def find_window(
 
 
 def cut_out(windows: Sequence[Window]) -> list[bytes | bytearray | memoryview]:
-    """The JPEG of each window."""
-    joined = iter(join_runs([window.runs for window in windows if window.runs]))
+    """The JPEG of each window. JPEGError if an index has the right checksum, but its items make no sense."""
+    try:
+        joined = iter(join_runs([window.runs for window in windows if window.runs]))
+    except (ArithmeticError, LookupError, MemoryError, ValueError) as error:
+        raise JPEGError("a tile index that does not fit the JPEG") from error
     return [b"".join((w.head, *next(joined), _EOI)) if w.runs else w.head for w in windows]
 
 

@@ -176,4 +176,25 @@ def parse_index(index: bytes) -> Index:
             f"tile index of version {version}, but this release reads version {INDEX_VERSION}: convert again"
         )
     grid = Grid(*fields[:4], tuple(fields[4:7]), *fields[7:15])
+    if not _is_possible(grid, sum(fields[15:19]), len(index)):
+        raise JPEGError("a tile index whose numbers contradict each other")
     return Index(index, grid, tuple(fields[15:19]), fields[19], tuple(fields[20:]), len(index) - CODES_BYTES)
+
+
+def _is_possible(grid: Grid, item_bits: int, length: int) -> bool:
+    """Whether a grid can be that of a JPEG, and whether an index of this length has its items."""
+    if not all((grid.mcu_width, grid.mcu_height, grid.width, grid.height)):
+        return False
+    if not 0 < len(grid.slots) <= 10 or not 0 < grid.size_at <= grid.header_length - 4 < grid.length:
+        return False
+    if not grid.row_tiles:
+        return length == ITEMS_AT
+    items = grid.rows * grid.row_tiles + 1
+    return (
+        (grid.row_tiles - 1) * grid.tile_mcus < grid.columns
+        and grid.tile_mcus > 0
+        and grid.width + grid.mcu_width < 1 << 16  # glue adds an MCU
+        and grid.height + grid.mcu_height < 1 << 16
+        and item_bits <= _MAX_ITEM_BITS
+        and length == ITEMS_AT + -(-items * item_bits // 8) + CODES_BYTES
+    )

@@ -78,5 +78,5 @@ class Store(Protocol):
     def check_arrays(self) -> None:
         """Raise StoreError if the labels, sizes or names are not what was written."""
 
-    def check(self, index: int) -> None:
-        """Raise StoreError if the record is not what was written, for example if its checksum differs."""
+    def check(self, indices: Sequence[int]) -> None:
+        """Raise StoreError if one of these records is not what was written: if its checksum differs."""

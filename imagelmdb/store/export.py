@@ -33,7 +33,7 @@ def export(store: Store, folder: str | Path, *, progress: bool = False) -> int:
     made, written = set(), set()
     with make_bar(len(store), show=progress) as bar:
         for index in range(len(store)):
-            store.check(index)
+            store.check([index])
             record = store[index]
             if record.label >= len(folders):
                 raise StoreError(f"{store.where(index)}: label {record.label} of {len(folders)} classes")

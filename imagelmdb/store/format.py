@@ -28,9 +28,10 @@ is the 3 bytes aa bb cc, its label 7, and it has no tile index, then its value i
 Readers of older tools know `value[0]` (the image) and `value[1]` (the label), `__len__` and `__keys__`. They
 can read such a store without a change.
 
-A record's checksum is the 64-bit XXH3 of the image, the label (an int32) and the tile index, one after the
-other. The "check" of `__meta__` is a BLAKE2 of the map without it. Format 1, which release 0.1.0 wrote, has
-64 bits of a BLAKE2 for each record, which takes 12 to 15 times as long, and often no "check".
+A record's checksum is the 64-bit XXH3 of all bytes of its value before the checksum itself: of the first 9
+in the example. The "check" of `__meta__` is a BLAKE2 of the map without it. In format 2 the checksum is that
+of the image, the label (an int32) and the tile index. In format 1, which release 0.1.0 wrote, it is 64 bits
+of a BLAKE2 of these three, which takes 12 to 15 times as long, and `__meta__` has often no "check".
 
 Extents are there because py-lmdb touches every page of a value that it returns, and a crop needs few of them.
 A value that fills whole pages of its own keeps its place in the file until somebody writes it again.
@@ -52,9 +53,12 @@ import xxhash
 
 from imagelmdb.errors import DAMAGE, StoreError, describe
 
-FORMAT_VERSION = 2
-CHECKSUM_NAMES = {1: "blake2b", 2: "xxh3"}  # version -> how `imagelmdb info` names its checksums
+FORMAT_VERSION = 3
+CHECKSUM_NAMES = {1: "blake2b", 2: "xxh3", 3: "xxh3"}  # version -> how `imagelmdb info` names its checksums
 MOST_SHARDS = 100_000  # their file names have 5 digits
+
+_CHECKSUM = struct.Struct(">BQ")  # as msgpack writes a number of 64 bits
+_UINT64 = 0xCF
 
 KEY_WIDTH = 8
 LEN_KEY = b"__len__"
@@ -185,20 +189,28 @@ def make_key(position: int) -> bytes:
     return b"%0*d" % (KEY_WIDTH, position)
 
 
-def checksum(
-    image: bytes | memoryview, label: int, tile_index: bytes, *, version: int = FORMAT_VERSION
-) -> int:
-    """64 bits over the whole record."""
+def pack_record(image: bytes, label: int, tile_index: bytes) -> tuple[bytes, int]:
+    """(value, checksum)"""
+    packed = b"".join((b"\x94", *map(msgpack.packb, (image, label, tile_index))))
+    check = xxhash.xxh3_64_intdigest(packed)
+    return packed + _CHECKSUM.pack(_UINT64, check), check
+
+
+def is_intact(value: memoryview, check: int, *, version: int) -> bool:
+    """Whether a value is what it was when it got this checksum. 11 us for 110 kB; 1 us of it is Python."""
+    if version > 2:
+        start = len(value) - _CHECKSUM.size
+        is_listed = value[start:] == _CHECKSUM.pack(_UINT64, check)
+        return is_listed and xxhash.xxh3_64_intdigest(value[:start]) == check
+    try:
+        image, label, tile_index, stored = unpack_record(value)
+    except StoreError:
+        return False
     digest = hashlib.blake2b(image, digest_size=8) if version == 1 else xxhash.xxh3_64(image)
     digest.update(struct.pack("<i", label))
     digest.update(tile_index)
-    return int.from_bytes(digest.digest(), "little") if version == 1 else digest.intdigest()
-
-
-def pack_record(image: bytes, label: int, tile_index: bytes) -> tuple[bytes, int]:
-    """(value, checksum)"""
-    check = checksum(image, label, tile_index)
-    return msgpack.packb([image, label, tile_index, check]), check
+    found = int.from_bytes(digest.digest(), "little") if version == 1 else digest.intdigest()
+    return found == stored == check
 
 
 def unpack_record(value: memoryview) -> tuple[memoryview, int, bytes, int]:

@@ -8,7 +8,7 @@ store.labels, store.sizes    # numpy views of the mapped file
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -105,11 +105,8 @@ class LMDBStore:
         if len(self.files) == 1:
             return self.files[0].find_values(indices)
         found = np.zeros((len(indices), 2), np.int64)
-        numbers = np.searchsorted(self._ends, indices, "right")
-        for number in np.unique(numbers).tolist():
-            rows = numbers == number
-            start = self._ends[number] - len(self.files[number])
-            found[rows] = self.files[number].find_values(indices[rows] - start)
+        for file, start, rows in self._split(indices):
+            found[rows] = file.find_values(indices[rows] - start)
         return found
 
     def has_changed(self, indices: Sequence[int]) -> bool:
@@ -117,9 +114,13 @@ class LMDBStore:
         changed = [self.files[number].has_changed() for number in numbers]  # each of them shall look
         return any(changed)
 
-    def check(self, index: int) -> None:
-        file, local = self._locate(index)
-        file.check(local)
+    def check(self, indices: Sequence[int] | np.ndarray) -> None:
+        indices = np.asarray(indices)
+        for file, start, rows in self._split(indices):
+            found = file.find_damaged(indices[rows] - start)
+            if found is not None:
+                record = f"{file.where(found)} (index {start + found}, {file.name(found)})"
+                raise StoreError(f"{record}: its checksum differs")
 
     def check_arrays(self) -> None:
         for file in self.files:
@@ -170,6 +171,16 @@ class LMDBStore:
         index = int(index) % count
         number = bisect_right(self._ends, index)
         return self.files[number], index - (self._ends[number - 1] if number else 0)
+
+    def _split(self, indices: np.ndarray) -> Iterator[tuple[StoreFile, int, np.ndarray | slice]]:
+        """(file, its first index, which of the indices are in it)"""
+        if len(self.files) == 1:
+            yield self.files[0], 0, slice(None)
+            return
+        numbers = np.searchsorted(self._ends, indices, "right")
+        for number in np.unique(numbers).tolist():
+            file = self.files[number]
+            yield file, self._ends[number] - len(file), numbers == number
 
     def _array(self, name: str) -> np.ndarray:
         arrays = [getattr(file, name) for file in self.files]

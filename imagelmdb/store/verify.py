@@ -70,7 +70,7 @@ def _read_labels(store: LMDBStore) -> np.ndarray | None:
 def _check_record(store: LMDBStore, labels: np.ndarray | None, max_pixels: int, index: int) -> str:
     """What is wrong with a record; "" if nothing is."""
     try:
-        store.check(index)
+        store.check([index])
         record = store[index]
         size = read_image(record, max_pixels=max_pixels).size
         if len(record.tile_index):

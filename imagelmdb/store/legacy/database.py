@@ -188,8 +188,8 @@ class LegacyFile:
     def has_changed(self) -> bool:
         return self.environment.has_changed()
 
-    def check(self, index: int) -> None:
-        """Does nothing: no tool kept checksums."""
+    def find_damaged(self, indices: np.ndarray) -> None:
+        """None: no tool kept checksums."""
 
     def check_arrays(self) -> None:
         """Does nothing: no tool kept a digest."""

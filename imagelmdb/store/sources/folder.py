@@ -87,7 +87,7 @@ class FolderStore(FolderSource):
     def check_arrays(self) -> None:
         """Does nothing: nobody has written down what the files should contain."""
 
-    def check(self, index: int) -> None:
+    def check(self, indices: Sequence[int]) -> None:
         """Does nothing, as check_arrays."""
 
     def prefetch(self, indices: Iterable[int]) -> None:

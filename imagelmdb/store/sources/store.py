@@ -41,7 +41,7 @@ class StoreSource(Source):
 
     def read(self, index: int) -> Sample:
         try:
-            self.store.check(index)  # or a new checksum would vouch for the damage
+            self.store.check([index])  # or a new checksum would vouch for the damage
             record = self.store[index]
         except StoreError as error:  # older tools lost records: this is one bad item among others
             raise ValueError(str(error)) from error
