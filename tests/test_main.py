@@ -247,12 +247,20 @@ def test_a_full_disk_during_a_run_is_one_line_and_exit_code_4(tmp_path, data):
         assert re.fullmatch(rf"error: {tmp_path}/{size}/run.*: No space left on device", line)
 
 
-def test_one_image_for_batch_norm_is_one_line(tmp_path, data, capfd):
-    options = [*TINY, *folders(data), "-b", "1", "--output", str(tmp_path)]
+@pytest.mark.parametrize("size", [1, 2])
+def test_one_image_for_batch_norm_is_one_line_of_all_ranks_together(tmp_path, data, size):
+    options = [*TINY, *folders(data), "-b", str(size), "--output", str(tmp_path / "run")]
+    codes, texts = run_ranks(main.main, options, size=size, output=tmp_path)
+    errors = [line for line in "".join(texts).splitlines() if "error" in line.lower()]
+    assert codes == [2] * size and len(errors) == 1, texts
+    message = "timm:test_resnet does not take 1 images of 32 x 32 px at a time: Expected more"
+    assert errors[0].startswith(f"error: {message}") and "--batch-size" in errors[0]
+
+
+def test_a_size_that_the_model_does_not_evaluate_is_one_line(tmp_path, data, capfd):
+    options = [*TINY, *folders(data), "-a", "timm:test_vit", "--val-size", "40", "--output", str(tmp_path)]
     assert main.main(options) == 2
-    message = (
-        r"error: timm:test_resnet does not train on 1 images of 32 x 32 px at a time: Expected more.*--batch"
-    )
+    message = r"error: timm:test_vit does not take .* of 40 x 40 px at a time: .*--val-size"
     assert re.search(message, capfd.readouterr().err)
 
 

@@ -161,8 +161,9 @@ def _run_rank(run: Callable[[Config, World], None], config: Config, place: Place
             return complain(end) if world.local_rank == 0 else end.exit_code
         except (UserError, OSError) as error:
             mistake = as_user_error(error)
-            world.board.fail(mistake.exit_code, str(mistake))
-            raise
+            if world.board.fail(mistake.exit_code, str(mistake)):
+                raise
+            return mistake.exit_code
         except Exception as error:
             # A collective breaks when another rank has ended, and that rank has printed why.
             if code := world.board.find_failure():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagelmdb.config import Config
-from imagelmdb.errors import Diverged, Stopped, StoppedUnsaved, UserError, first_line
+from imagelmdb.errors import Diverged, Stopped, StoppedUnsaved, UserError
 from imagelmdb.train.checkpoint import Checkpoints, load_optimizer, load_weights
-from imagelmdb.train.evaluate import autocast
+from imagelmdb.train.evaluate import autocast, explained
 from imagelmdb.train.feed import Batch, Feed
 from imagelmdb.train.optim import make_loss, make_optimizer, set_lr
 from imagelmdb.train.progress import Meter, Progress, Reading
@@ -32,6 +32,7 @@ from imagelmdb.train.schedule import lr_at
 from imagelmdb.train.world import World
 
 SAMPLE = 24  # images kept of each epoch's first batch
+_INPUT_OPTIONS = "--batch-size, --accumulate or --train-size"
 ADVICE = "no checkpoint was overwritten; try a lower --lr, a longer warm-up or --clip-grad"
 
 
@@ -161,7 +162,7 @@ class Trainer:
             # The ranks sum their gradients once, after the last part.
             local = world.size > 1 and part < len(parts)
             with self.replica.no_sync() if local else contextlib.nullcontext():
-                with autocast(world.device, config.amp), _explained(config.arch, inputs):
+                with autocast(world.device, config.amp), explained(config.arch, inputs, _INPUT_OPTIONS):
                     outputs = self.replica(inputs)
                 loss = self.loss(outputs.float(), wanted) * (len(inputs) / len(images))
                 self.scaler.scale(loss).backward()
@@ -234,21 +235,6 @@ def _replicate(model: nn.Module, world: World) -> nn.Module:
         gradient_as_bucket_view=True,
         **{buffers: False},
     )
-
-
-@contextlib.contextmanager
-def _explained(arch: str, inputs: torch.Tensor) -> Iterator[None]:
-    """A model that refuses its inputs is the user's mistake: BatchNorm one value, a ViT another size."""
-    try:
-        yield
-    except (AssertionError, ValueError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "input size" not in str(error):
-            raise
-        count, _, height, width = inputs.shape
-        raise UserError(
-            f"{arch} does not train on {count} images of {width} x {height} px at a time: "
-            f"{first_line(error)}. Choose another --batch-size, --accumulate or --train-size"
-        ) from error
 
 
 def _seed(device: torch.device, *numbers: int) -> None:

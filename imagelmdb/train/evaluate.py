@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelmdb.config import Config
-from imagelmdb.errors import StoppedUnsaved
+from imagelmdb.errors import StoppedUnsaved, UserError, first_line
 from imagelmdb.train.feed import Batch, Feed
 from imagelmdb.train.world import World
 
@@ -101,7 +102,7 @@ def evaluate(
             inputs, labels = normalize(batch[0]), batch[1]
             if len(inputs) < pad_to:
                 inputs = torch.cat([inputs, inputs.new_zeros(pad_to - len(inputs), *inputs.shape[1:])])
-            with autocast(world.device, config.amp):
+            with autocast(world.device, config.amp), explained(config.arch, inputs, "--val-size"):
                 outputs = model(inputs).float()
                 if config.flip_tta:
                     outputs = outputs + model(inputs.flip(-1)).float()
@@ -120,3 +121,18 @@ def evaluate(
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=AMP_TYPES[amp], enabled=amp != "off")
+
+
+@contextlib.contextmanager
+def explained(arch: str, inputs: torch.Tensor, options: str) -> Iterator[None]:
+    """A model that refuses its inputs is the user's mistake: BatchNorm one value, a ViT another size."""
+    try:
+        yield
+    except (AssertionError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "input size" not in str(error):
+            raise
+        count, _, height, width = inputs.shape
+        raise UserError(
+            f"{arch} does not take {count} images of {width} x {height} px at a time: "
+            f"{first_line(error)}. Choose another {options}"
+        ) from error

@@ -180,6 +180,7 @@ class Board:
         self.world_size = world_size
         self._store = store
         self._watched = store.clone()  # the thread has a connection of its own
+        self._heard = ""  # what the first rank that failed has said
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="board", daemon=True)
 
@@ -193,18 +194,24 @@ class Board:
         if self._thread.is_alive():
             self._thread.join()
 
-    def fail(self, code: int, reason: str) -> None:
+    def fail(self, code: int, reason: str) -> bool:
         """Tell the other ranks, which end with this exit code within GRACE_SECONDS.
 
-        Waits until they have read it, since the store may be in this process.
+        Waits until they have read it, since the store may be in this process. Returns whether this is news:
+        several ranks may make one mistake at the same moment, and the first of them prints it.
         """
         if self.world_size == 1:
-            return
+            return True
         deadline = time.monotonic() + READ_SECONDS
         with contextlib.suppress(RuntimeError):  # the store may have ended with its rank
+            if self._heard or self._store.add("failures", 1) > 1:
+                while not self._heard and time.monotonic() < deadline:
+                    time.sleep(POLL_SECONDS / 4)
+                return not self._heard.endswith(f": {reason}")
             self._store.set("failure", f"{code} rank {self.rank}: {reason}")
             while self._store.add("failure_seen", 0) < self.world_size and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS / 4)
+        return True
 
     def find_failure(self) -> int | None:
         """The exit code of another rank that failed, or None. It has READ_SECONDS to say so."""
@@ -225,8 +232,9 @@ class Board:
                 if self._closed.wait(POLL_SECONDS):
                     return
                 if self._watched.check(["failure"]):
+                    self._heard = self._watched.get("failure").decode()
+                    code, reason = self._heard.split(" ", 1)
                     self._watched.add("failure_seen", 1)
-                    code, reason = self._watched.get("failure").decode().split(" ", 1)
         except RuntimeError as error:
             reason = f"the lost rendezvous store: {first_line(error)}"
         if not self._closed.wait(GRACE_SECONDS):  # the main thread did not end by itself
