@@ -39,8 +39,9 @@ from imagelmdb.decode import make_decoder
 from imagelmdb.decode.libjpeg import Part, decode_part, resize
 from imagelmdb.decode.tiles import header, record
 from imagelmdb.decode.tiles.entropy import read_rows
-from imagelmdb.decode.tiles.vectors import VECTOR_BYTES, load_u32
+from imagelmdb.decode.tiles.vectors import VECTOR_BYTES
 from imagelmdb.jpeg.crop import Window
+from imagelmdb.jpeg.memory import load_u32
 from imagelmdb.order.plan import plan_train
 from imagelmdb.order.sampler import Sampler
 from imagelmdb.sample import make_jpegs

@@ -125,7 +125,7 @@ def add_convert_options(parser: Parser) -> None:
     text = "ILSVRC2012_devkit_t12.tar.gz, which has the labels of ImageNet's validation images"
     add("--devkit", metavar="TAR", help=text)
 
-    title = "how images are stored (default: JPEG, losslessly tiled)"
+    title = "how images are stored (default: the files' bytes, with an index of their tiles)"
     add = functools.partial(parser.add_argument, group=title)
     add(
         "--encoding",
@@ -137,8 +137,9 @@ def add_convert_options(parser: Parser) -> None:
     )
     add("--max-size", type=int, metavar="PX", help="shrink images to this longest side")
     add("--quality", type=int, metavar="Q", help="re-encode all images as JPEGs of this quality")
-    text = "keep each sound JPEG's bytes as they are"
-    add("--no-tile", action="store_true", help=text)
+    text = "write each JPEG anew with the same coefficients, so that a crop can be cut out as a smaller JPEG"
+    add("--recode", action="store_true", help=text)
+    add("--no-tile", action="store_true", help="leave out the index")
     add("--shards", type=int, default=1, metavar="N", help="write a directory of N LMDBs")
     add("--shuffle", action="store_true", help="mix the classes on disk")
     add("--seed", type=int, default=0, metavar="N", help="seed of --shuffle (default: 0)")
@@ -164,7 +165,7 @@ def run_convert(options: argparse.Namespace) -> int:
     encoding = "raw" if encoding == "numpy" else encoding
     names = ("workers", "shards", "shuffle", "seed", "skip_bad", "force")
     settings = {name: getattr(options, name) for name in names}
-    how = Encoding(encoding, not options.no_tile, options.max_size, options.quality)
+    how = Encoding(encoding, not options.no_tile, options.max_size, options.quality, recode=options.recode)
     max_pixels = get_max_pixels(options)
     report = convert(source, output, how=how, max_pixels=max_pixels, progress=True, **settings)
     print_summary(report)
@@ -202,12 +203,8 @@ def print_summary(report: Report) -> None:
         say(f"digest {report.digest}")
     else:
         say(f"{report.path}: {done}")
-    names: dict[str, list[str]] = {}  # by the reason why
-    for name, reason in report.reencoded:
-        names.setdefault(reason, []).append(name)
-    for reason, some in sorted(names.items(), key=lambda item: -len(item[1])):
-        more = ", ..." if len(some) > 5 else ""
-        say(f"re-encoded {len(some)}, {reason}: {', '.join(some[:5])}{more}")
+    print_notes("re-encoded", report.reencoded)
+    print_notes("written anew without loss", report.recoded)
     if report.bad:
         say(f"not images: {len(report.bad)}, all listed in {report.errors_file}:", sys.stderr)
         for item in report.bad[:10]:
@@ -215,6 +212,15 @@ def print_summary(report: Report) -> None:
     if not report.complete:
         way_out = "repair these files and run the same command again, or add --skip-bad."
         print(f"The store is unfinished: {way_out}", file=sys.stderr)
+
+
+def print_notes(what: str, notes: list[tuple[str, str]]) -> None:
+    names: dict[str, list[str]] = {}  # by the reason why
+    for name, reason in notes:
+        names.setdefault(reason, []).append(name)
+    for reason, some in sorted(names.items(), key=lambda item: -len(item[1])):
+        more = ", ..." if len(some) > 5 else ""
+        say(f"{what} {len(some)}, {reason}: {', '.join(some[:5])}{more}")
 
 
 def get_max_pixels(options: argparse.Namespace) -> int:

@@ -9,8 +9,7 @@ import numpy as np
 from jpegs import make_jpeg
 from PIL import Image
 
-from imagelmdb.jpeg.tile import tile_jpeg
-from imagelmdb.store.encode import Encoded
+from imagelmdb.store.encode import Encoded, Encoding, encode_image
 from imagelmdb.store.format import Meta
 from imagelmdb.store.writer import Row, ShardWriter
 
@@ -56,5 +55,5 @@ def _make_row(position: int, file: Path, tree: Path, classes: list[str], encodin
         pixels = np.asarray(Image.open(io.BytesIO(file.read_bytes())).convert("RGB"))
         encoded = Encoded(pixels.tobytes(), b"", pixels.shape[1], pixels.shape[0], "")
     else:
-        encoded = Encoded(*tile_jpeg(file.read_bytes()), "")
+        encoded = encode_image(file.read_bytes(), Encoding())
     return Row.pack(position, encoded, label=label, name=name)

@@ -12,13 +12,19 @@ import time
 import numpy as np
 import pytest
 import simplejpeg
+from fuzz import TARGETS, read_kept
 from jpegs import make_jpeg, make_odd_jpeg
 from odd_jpegs import make_whole_jpegs
 from PIL import Image
 
+from imagelmdb.decode import Crop
+from imagelmdb.decode.libjpeg import LibjpegDecoder
+from imagelmdb.decode.tiles.decoder import TilesDecoder
 from imagelmdb.jpeg.crop import crop_jpeg
+from imagelmdb.jpeg.locate import index_jpeg
 from imagelmdb.jpeg.markers import JPEGError, read_frame
 from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.store.format import Record
 from imagelmdb.store.images import decode_pixels
 
 COUNT = int(os.environ.get("FUZZ_COUNT", "3000"))
@@ -86,6 +92,15 @@ def test_corrupt_input_ends_in_an_error_or_in_the_right_pixels(part):
     for n in range(COUNT // 4):
         originals = ODD if n % 8 == 0 else ORIGINALS
         data = corrupt(rng, originals[rng.integers(len(originals))])
+        with contextlib.suppress(JPEGError):
+            indexed = index_jpeg(data)
+            if indexed.width * indexed.height <= 1 << 20 and decode_strictly(data) is not None:
+                record = Record(memoryview(data), 0, indexed.index)
+                crops = [Crop(record, random_box(rng, indexed.width, indexed.height))] * 2
+                ours, theirs = np.empty((2, 2, 16, 16, 3), np.uint8)
+                TilesDecoder().decode(crops, ours)
+                LibjpegDecoder().decode(crops, theirs)
+                assert np.array_equal(ours, theirs), (SEED, part, n)
         start = time.process_time()
         with contextlib.suppress(JPEGError):
             read_frame(data)
@@ -129,3 +144,12 @@ def test_corrupt_tiles_and_indices_end_in_an_error_or_in_a_jpeg():
             continue
         width, height = Image.open(io.BytesIO(jpeg)).size
         assert 0 <= x <= x + box[2] <= width and 0 <= y <= y + box[3] <= height
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_inputs_that_reached_new_code_are_dealt_with(name):
+    target = TARGETS[name]
+    kept = read_kept(name)
+    assert kept
+    for data in target.make_seeds() + kept:
+        target.attempt(data)

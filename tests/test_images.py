@@ -184,7 +184,8 @@ def test_an_odd_jpeg_is_stored_without_loss_where_its_coefficients_are_whole(nam
     pixels = decode_pixels(WHOLE[name])
     for how in (Encoding(), Encoding(tile=False)):
         stored = encode_image(WHOLE[name], how)
-        assert bool(stored.note) == (name in REENCODED)
+        assert (bool(stored.note) and not stored.is_lossless) == (name in REENCODED)
+        assert stored.note or stored.image == WHOLE[name]
         assert np.array_equal(decode_pixels(stored.image), pixels) == (name not in REENCODED)
     raw = encode_image(WHOLE[name], Encoding("raw"))
     assert raw.image == pixels.tobytes() and (raw.width, raw.height) == (WIDTH, HEIGHT)

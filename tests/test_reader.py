@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from imagelmdb.errors import StoreError
-from imagelmdb.jpeg.index import INDEX_VERSION
+from imagelmdb.jpeg.index import IN_PLACE
 from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoded
 from imagelmdb.store.format import ARRAYS, JOURNAL_PREFIX, META_KEY, UNFINISHED_KEY, Meta, make_key
@@ -313,7 +313,7 @@ def test_check_names_a_damaged_record_and_passes_the_others(store_copy):
 def test_verify_finds_a_tile_index_that_crops_cannot_use(train_store, tmp_path, damage):
     store = LMDBStore(train_store)
     record, index, (width, height) = store[0], store[0].tile_index, store.sizes[0].tolist()
-    body = bytes((INDEX_VERSION + 1,)) + index[5:]
+    body = bytes((IN_PLACE + 1,)) + index[5:]
     bad = struct.pack("<I", zlib.crc32(body)) + body if damage == "version" else store[1].tile_index
     for number, used in enumerate((index, bad)):
         writer = ShardWriter(tmp_path / f"{number}.lmdb", "test", source="test")

@@ -8,8 +8,8 @@ from jpegs import make_jpeg, make_pixels
 from numba import njit
 
 from imagelmdb.decode.tiles import colour, entropy, header, idct, resize
-from imagelmdb.decode.tiles.vectors import load_i64
 from imagelmdb.jpeg.index import parse_index
+from imagelmdb.jpeg.memory import load_i64
 from imagelmdb.jpeg.tile import tile_jpeg
 
 ZIGZAG = sorted(range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else -(i // 8)))

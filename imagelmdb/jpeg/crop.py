@@ -26,7 +26,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from imagelmdb.jpeg.glue import Runs, join_runs
-from imagelmdb.jpeg.index import parse_index
+from imagelmdb.jpeg.index import IN_PLACE, parse_index
 from imagelmdb.jpeg.markers import JPEGError
 
 _SIZE = struct.Struct(">HH")
@@ -69,7 +69,7 @@ def find_window(
     head = bytearray(data[: grid.header_length])
     if len(data) != grid.length or crc32(head) != grid.header_crc:
         raise JPEGError("a damaged header, or the tile index of another image")
-    if not grid.row_tiles:
+    if not grid.row_tiles or found.kind == IN_PLACE:
         return Window(data, None, left, top)
     tile_width, tiles = grid.mcu_width * grid.tile_mcus, grid.row_tiles
     x0, x1 = _widen(left, width, grid.width, grid.margin_x * scale)

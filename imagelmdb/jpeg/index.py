@@ -4,11 +4,14 @@ An MCU (minimum coded unit) is one or more blocks of each component, for the sam
 or 16 x 16 px where chroma is subsampled by two. A tile is tile_mcus neighbouring MCUs of one row; the last
 tile of a row takes the rest. The tiles are numbered row by row.
 
+There are two kinds. IN_PLACE is the index of any file, as it is. SLICED is that of a file that tile.py has
+written: crop.py can cut such a file, and needs some codes for that.
+
 All numbers are little-endian. The head has 60 bytes:
 
     byte  type    name           why
        0  uint32  CRC-32         of all that follows
-       4  uint8   version        3
+       4  uint8   kind           3: SLICED; 4: IN_PLACE
        5  uint8   mcu_width      px
        6  uint8   mcu_height     px
        7  uint8   margin_x       px that one sample of the coarsest component covers, 0 if none is subsampled:
@@ -19,7 +22,7 @@ All numbers are little-endian. The head has 60 bytes:
       16  uint16  width          of the image, px
       18  uint16  height
       20  uint16  size_at        the byte of the JPEG where the height is, and behind it the width: a crop has
-                                 the same header with another size
+                                 the same header with another size. 0 for IN_PLACE
       22  uint32  header_length  bytes of the JPEG before its entropy-coded bytes
       26  uint32  header_crc     CRC-32 of these bytes
       30  uint32  length         of the JPEG, bytes
@@ -29,7 +32,7 @@ All numbers are little-endian. The head has 60 bytes:
       54  int16   smallest x 3   DC value of each component
       60          the items      one for each tile and one for the end of the image, sum(field_bits) bits
                                  each, from the lowest bit of each byte up, without gaps
-    the last 112  the codes      2 x 14 uint32, see below
+    the last 112  the codes      2 x 14 uint32, see below. For IN_PLACE: 8 bytes of 0
 
 Two facts make an item:
 
@@ -65,10 +68,10 @@ are e1 07 7c 81 85 6c a2 d8, as one number 0xd8a26c85817c07e1. Shifted right by 
 The codes are for glue.py: 14 for the first component, then 14 for the others. Each is code << 8 | its length
 in bits, or 0 if the image has no such code. Codes 0 to 11 are the Huffman codes of DC differences of 0 to 11
 bits. Code 12 is EOB, which ends a block. Code 13 is the filler (only in the first 14): an AC code with its
-extra bits, an odd number in all. The codes come last, so a reader can take 8 bytes from wherever an item
-begins: an item has at most 57 bits, and begins at bit 0 to 7 of the first byte.
+extra bits, an odd number in all. A reader can take 8 bytes from wherever an item begins, since more bytes
+follow the items: an item has at most 57 bits, and begins at bit 0 to 7 of the first byte.
 
-parse_index checks the CRC-32 and the version. find_window (crop.py) checks that the box is inside the image,
+parse_index checks the CRC-32 and the kind. find_window (crop.py) checks that the box is inside the image,
 that the JPEG has this length, and its header this CRC-32. Nobody checks the entropy-coded bytes here: the
 store has a checksum of the whole record.
 """
@@ -79,18 +82,17 @@ import struct
 from typing import NamedTuple
 from zlib import crc32
 
-import numpy as np
+from imagelmdb.jpeg.markers import Header, JPEGError
 
-from imagelmdb.jpeg.markers import JPEGError
-
-INDEX_VERSION = 3
+SLICED, IN_PLACE = 3, 4  # kinds of an index
 DC_SIZES = 12  # a DC difference of 8-bit samples has 0 to 11 bits
 EOB, FILLER = DC_SIZES, DC_SIZES + 1  # where their codes are in a group of codes
-_CRC = struct.Struct("<I")
-_HEAD = struct.Struct("<B7B5H3I4BQq3h")
-ITEMS_AT = _CRC.size + _HEAD.size
+CRC = struct.Struct("<I")
+HEAD = struct.Struct("<B7B5H3I4BQq3h")
+ITEMS_AT = CRC.size + HEAD.size
 CODES_BYTES = 4 * 2 * (FILLER + 1)
-_MAX_ITEM_BITS = 57  # an item begins at bit 0 to 7 of a byte, and must end within 8 bytes
+PADDING_BYTES = 8  # instead of the codes
+MAX_ITEM_BITS = 57  # an item begins at bit 0 to 7 of a byte, and must end within 8 bytes
 
 
 class Grid(NamedTuple):
@@ -126,10 +128,23 @@ class Grid(NamedTuple):
         return [component for component, count in enumerate(self.blocks) for _ in range(count)]
 
 
+def make_grid(header: Header) -> Grid:
+    """The MCUs of an image as one interleaved scan. A tile is one of them."""
+    blocks = [component.h * component.v for component in header.components]
+    blocks += [0] * (3 - len(blocks))
+    across, down = zip(*((component.h, component.v) for component in header.components), strict=True)
+    margins = [max(factors) // min(factors) for factors in (across, down)]
+    margins = [margin if margin > 1 else 0 for margin in margins]
+    width, height = 8 * max(across), 8 * max(down)
+    columns = -(-header.width // width)
+    return Grid(width, height, *margins, tuple(blocks), 1, columns, header.width, header.height)
+
+
 class Index(NamedTuple):
-    """A parsed index. Its checksum and version are right. The items stay packed in `data`."""
+    """A parsed index. Its checksum and kind are right. The items stay packed in `data`."""
 
     data: bytes
+    kind: int
     grid: Grid
     field_bits: tuple[int, int, int, int]  # of an item's fields: position, DC of each component
     tile_bits: int  # the mean length of a tile, which predicts the positions
@@ -137,64 +152,37 @@ class Index(NamedTuple):
     codes_at: int
 
 
-def make_index(grid: Grid, codes: np.ndarray, positions: np.ndarray, dc: np.ndarray) -> bytes:
-    """The bytes of an index.
-
-    codes: [2, 14]; positions: of all tiles and of the end; dc: [tile, component]. If an item needs too many
-    bits (which takes some 50 MB of noise), the index says that the image is not cut.
-    """
-    tile_bits = int(positions[-1]) // max(positions.size - 1, 1)
-    differences = positions - tile_bits * np.arange(positions.size)
-    fields = np.column_stack((differences, np.append(dc, dc[-1:], axis=0)))
-    smallest = fields.min(0).tolist()
-    field_bits = [spread.bit_length() for spread in (fields.max(0) - smallest).tolist()]
-    if sum(field_bits) > _MAX_ITEM_BITS:
-        grid = grid._replace(row_tiles=0)
-    missing = [0] * (4 - len(field_bits))
-    numbers = [*grid[:4], *grid.blocks, *grid[5:], *field_bits, *missing, tile_bits, *smallest, *missing]
-    body = _HEAD.pack(INDEX_VERSION, *numbers)
-    if grid.row_tiles:
-        words, shift = np.zeros(positions.size, "<u8"), 0
-        for field, width in zip((fields - smallest).T.astype(np.uint64), field_bits, strict=True):
-            words |= field << np.uint64(shift)
-            shift += width
-        bits = np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
-        items = np.packbits(bits[:, :shift], bitorder="little")
-        body += items.tobytes() + codes.astype("<u4").tobytes()
-    return _CRC.pack(crc32(body)) + body
-
-
 def parse_index(index: bytes) -> Index:
-    """Raise JPEGError if the index is damaged or of another version."""
+    """Raise JPEGError if the index is damaged or of an unknown kind."""
     if len(index) < ITEMS_AT:
         raise JPEGError("a damaged tile index" if index else "no tile index")
-    version, *fields = _HEAD.unpack_from(index, _CRC.size)
-    if _CRC.unpack_from(index)[0] != crc32(memoryview(index)[_CRC.size :]):
+    kind, *fields = HEAD.unpack_from(index, CRC.size)
+    if CRC.unpack_from(index)[0] != crc32(memoryview(index)[CRC.size :]):
         raise JPEGError("a damaged tile index")
-    if version != INDEX_VERSION:
-        raise JPEGError(
-            f"tile index of version {version}, but this release reads version {INDEX_VERSION}: convert again"
-        )
+    if kind not in (SLICED, IN_PLACE):
+        raise JPEGError(f"a tile index of version {kind}, but this release reads 3 and 4: convert again")
     grid = Grid(*fields[:4], tuple(fields[4:7]), *fields[7:15])
-    if not _is_possible(grid, sum(fields[15:19]), len(index)):
+    if not _is_possible(kind, grid, sum(fields[15:19]), len(index)):
         raise JPEGError("a tile index whose numbers contradict each other")
-    return Index(index, grid, tuple(fields[15:19]), fields[19], tuple(fields[20:]), len(index) - CODES_BYTES)
+    codes_at = len(index) - CODES_BYTES
+    return Index(index, kind, grid, tuple(fields[15:19]), fields[19], tuple(fields[20:]), codes_at)
 
 
-def _is_possible(grid: Grid, item_bits: int, length: int) -> bool:
+def _is_possible(kind: int, grid: Grid, item_bits: int, length: int) -> bool:
     """Whether a grid can be that of a JPEG, and whether an index of this length has its items."""
     if not all((grid.mcu_width, grid.mcu_height, grid.width, grid.height)):
         return False
-    if not 0 < len(grid.slots) <= 10 or not 0 < grid.size_at <= grid.header_length - 4 < grid.length:
+    if not 0 < len(grid.slots) <= 10 or not 0 <= grid.size_at <= grid.header_length - 4 < grid.length:
         return False
     if not grid.row_tiles:
         return length == ITEMS_AT
     items = grid.rows * grid.row_tiles + 1
+    behind = CODES_BYTES if kind == SLICED else PADDING_BYTES
     return (
         (grid.row_tiles - 1) * grid.tile_mcus < grid.columns
         and grid.tile_mcus > 0
         and grid.width + grid.mcu_width < 1 << 16  # glue adds an MCU
         and grid.height + grid.mcu_height < 1 << 16
-        and item_bits <= _MAX_ITEM_BITS
-        and length == ITEMS_AT + -(-items * item_bits // 8) + CODES_BYTES
+        and item_bits <= MAX_ITEM_BITS
+        and length == ITEMS_AT + -(-items * item_bits // 8) + behind
     )

@@ -24,6 +24,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
 _BARE = frozenset({0x01, *range(RST0, RST0 + 8)})  # markers that no length follows: TEM and RSTn
 _NO_MARKERS = (0x00, 0xFF)  # a stuffed FF, and a fill byte
 _MARKER = re.compile(rb"\xff[^\xff\0]")
+_SCAN_END = re.compile(rb"\xff[^\0\xd0-\xd7]")
 _REFUSED = {
     0xC3: "lossless mode",
     0xC8: "JPEG extension",
@@ -87,6 +88,7 @@ class Header:
     jfif: bytes = b""
     adobe: bytes = b""
     scans: list[Scan] = field(default_factory=list)
+    oddity: str = ""  # what some decoder might warn of, or do without
 
 
 def read_frame(data: bytes | memoryview) -> Frame:
@@ -128,16 +130,18 @@ def parse(data: bytes) -> Header:
     if data[:2] != b"\xff\xd8":
         raise JPEGError("not a JPEG: it does not start with FF D8")
     header, huffman, restart, at = Header(), {}, 0, 2
-    marks = _find_markers(data)
     while True:
+        before = at
         marker, at = _next_marker(data, at)
+        if data[before : at - 2].strip(b"\xff"):
+            header.oddity = "bytes between its segments"
         if marker == EOI:
             break
         if marker in _BARE:
             continue
         body, at = _segment(data, at)
         if marker == SOS:
-            end = _scan_end(data, marks, at)
+            end = _scan_end(data, at)
             header.scans.append(_parse_scan(body, header, huffman, restart, at, end))
             at = end
         elif marker == DHT:
@@ -152,11 +156,14 @@ def parse(data: bytes) -> Header:
             _parse_frame(_read_frame(marker, body), header)
         elif marker == DNL and len(body) == 2:
             header.height = header.height or body[0] << 8 | body[1]
+            header.oddity = "its height follows the scan"
         elif marker == APP0 and body[:5] == b"JFIF\0" and len(body) >= 14:
             # With the revision that decoders know, and without its thumbnail.
+            header.oddity = header.oddity if body[5] == 1 else f"JFIF {body[5]}"
             header.jfif = header.jfif if header.scans else body[:5] + b"\1" + body[6:12] + b"\0\0"
         elif marker == APP14 and body[:5] == b"Adobe" and len(body) >= 12 and not header.scans:
             header.adobe = body[:12]
+            header.oddity = header.oddity if body[11] < 2 else f"Adobe's transform {body[11]}"
         elif marker in _REFUSED:
             raise JPEGError(_REFUSED[marker])
         elif not (APP0 <= marker <= 0xEF or marker == COM):
@@ -183,21 +190,19 @@ def _segment(data: bytes | memoryview, at: int) -> tuple[bytes | memoryview, int
     return data[at + 2 : at + length], at + length
 
 
-def _find_markers(data: bytes) -> np.ndarray:
-    """The bytes of all FF that neither 00 nor RSTn follows: one of them ends a scan."""
-    flat = np.frombuffer(data, np.uint8)
-    ff = np.flatnonzero(flat[:-1] == 0xFF)
-    following = flat[ff + 1]
-    return ff[(following != 0) & (following & 0xF8 != RST0)]
-
-
-def _scan_end(data: bytes, marks: np.ndarray, at: int) -> int:
-    for mark in marks[np.searchsorted(marks, at) :].tolist():
-        after = mark + 1
-        while after < len(data) and data[after] == 0xFF:
-            after += 1
-        if after < len(data) and data[after] & 0xF8 != RST0:  # RSTn may have fill bytes before it, too
-            if data[after] == 0:
+def _scan_end(data: bytes, at: int) -> int:
+    """Where the entropy-coded bytes end: at an FF that neither 00 nor RSTn follows."""
+    end = data.rfind(b"\xff\xd9")
+    if end > at:  # the usual case, in a fifth of the time: this is the only marker
+        flat = np.frombuffer(data, np.uint8)[at:end]
+        if not flat[np.flatnonzero(flat[:-1] == 0xFF) + 1].any() and flat[-1] != 0xFF:
+            return end
+    while found := _SCAN_END.search(data, at):
+        mark, at = found.start(), found.end() - 1
+        while at < len(data) and data[at] == 0xFF:
+            at += 1
+        if at < len(data) and data[at] & 0xF8 != RST0:  # RSTn may have fill bytes before it, too
+            if data[at] == 0:
                 raise JPEGError("FF FF 00 inside entropy-coded data")
             return mark
     raise JPEGError("truncated: no EOI")
@@ -288,6 +293,8 @@ def _parse_scan(
     if any(header.components[i].quant not in header.quants for i in order):
         raise JPEGError("no quantisation table")
     if not header.progressive:
+        if any(not {numbers >> 4, numbers & 15 | 16} <= huffman.keys() for numbers in body[2:-3:2]):
+            header.oddity = "no Huffman tables"
         huffman = _STANDARD | huffman
     dc = tuple(huffman.get(numbers >> 4) for numbers in body[2:-3:2])
     ac = tuple(huffman.get(numbers & 15 | 16) for numbers in body[2:-3:2])

@@ -18,7 +18,8 @@ import numpy as np
 
 from imagelmdb.jpeg.entropy import Tokens, write_tokens
 from imagelmdb.jpeg.huffman import make_tables
-from imagelmdb.jpeg.index import Grid, make_index
+from imagelmdb.jpeg.index import make_grid
+from imagelmdb.jpeg.index_writer import make_index
 from imagelmdb.jpeg.markers import (
     APP0,
     APP14,
@@ -110,18 +111,6 @@ def rewrite_jpeg(data: bytes) -> bytes:
     whole_rows = grid._replace(tile_mcus=grid.columns, row_tiles=1)
     written = write_jpeg(header, read_tokens(data, header, whole_rows))
     return written.head + written.body
-
-
-def make_grid(header: Header) -> Grid:
-    """The MCUs of an image as one interleaved scan. A tile is one of them."""
-    blocks = [component.h * component.v for component in header.components]
-    blocks += [0] * (3 - len(blocks))
-    across, down = zip(*((component.h, component.v) for component in header.components), strict=True)
-    margins = [max(factors) // min(factors) for factors in (across, down)]
-    margins = [margin if margin > 1 else 0 for margin in margins]
-    width, height = 8 * max(across), 8 * max(down)
-    columns = -(-header.width // width)
-    return Grid(width, height, *margins, tuple(blocks), 1, columns, header.width, header.height)
 
 
 def write_jpeg(header: Header, tokens: Tokens) -> Written:

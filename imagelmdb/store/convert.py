@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imagelmdb.errors import DAMAGE, BadImageError, UserError, describe
-from imagelmdb.jpeg.index import INDEX_VERSION
+from imagelmdb.jpeg.index import IN_PLACE, SLICED
 from imagelmdb.parallel import count_cores, make_bar, map_in_order
 from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.format import FORMAT_VERSION, Meta
@@ -63,6 +63,7 @@ class Report:
     bad: list[Bad] = field(default_factory=list)
     errors_file: Path | None = None
     reencoded: list[tuple[str, str]] = field(default_factory=list)  # (name, why)
+    recoded: list[tuple[str, str]] = field(default_factory=list)  # with the same coefficients
 
 
 def convert(
@@ -147,7 +148,10 @@ class _Job:
         _write_errors(self.output.errors_file, report.bad)
         if len(report.bad) == len(self.order):
             raise UserError(_explain_nothing(self.source, report))
-        report.reencoded = [note for writer in self.writers for note in writer.notes()]
+        report.reencoded, report.recoded = (
+            [note for writer in self.writers for note in writer.notes(lossless=lossless)]
+            for lossless in (False, True)
+        )
         if not report.bad or skip_bad:
             self._finish(report, self._describe(report))
         return report
@@ -225,6 +229,8 @@ class _Job:
             source=self.source.description,
             conversion=self.conversion,
             summary={
+                "recode": self.how.recode,
+                "recoded": len(report.recoded),
                 "reencoded": len(report.reencoded),
                 "reencoded_names": [list(note) for note in report.reencoded[:_NAMED_NOTES]],
             },
@@ -242,7 +248,7 @@ class _Job:
 
 def _identify(source: Source, how: Encoding, shards: int, order: np.ndarray) -> str:
     """A digest of the source and all settings: a resume must have the same."""
-    settings = [FORMAT_VERSION, INDEX_VERSION, source.fingerprint(), dataclasses.asdict(how), shards]
+    settings = [FORMAT_VERSION, SLICED, IN_PLACE, source.fingerprint(), dataclasses.asdict(how), shards]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(order.astype("<i8"))  # and not the seed: numpy may change the order that a seed gives
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """encode_image: from the bytes of an image file, or a PIL image, to what a record stores.
 
-encode_image(data, Encoding())                    # lossless: the same coefficients, with a tile index
+encode_image(data, Encoding())                    # the file's own bytes, with a tile index
+encode_image(data, Encoding(recode=True))         # the same coefficients, in tiles that can be cut out
 encode_image(data, Encoding(quality=90, max_size=500))
 encode_image(data, Encoding("raw"))               # uint8 HWC pixels
 
@@ -17,6 +18,7 @@ import simplejpeg
 from PIL import Image
 
 from imagelmdb.errors import BadImageError, UserError
+from imagelmdb.jpeg.locate import index_jpeg
 from imagelmdb.jpeg.markers import JPEGError, check_common
 from imagelmdb.jpeg.tile import TILE_BYTES, rewrite_jpeg, tile_jpeg
 from imagelmdb.store import images
@@ -29,18 +31,25 @@ REENCODED_TILE_BYTES = 200  # 48 px at q90, 4:2:0: 0.6 % more bytes than at 300,
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored. The default is lossless: JPEGs with a tile index."""
+    """How images are stored. The default is the files' own bytes, with a tile index.
+
+    A file that cannot be indexed as it is, such as a progressive one, is written anew with the same
+    coefficients. recode: write all of them so. Then crop.py can cut JPEGs out of them, for other decoders.
+    """
 
     encoding: str = "jpeg"  # or "raw"
     tile: bool = True
     max_size: int | None = None  # px: images whose longest side is larger are shrunk to it
     quality: int | None = None  # re-encode every image as JPEG of this quality
+    recode: bool = False
 
     def __post_init__(self):
         if self.encoding not in ("jpeg", "raw"):
             raise UserError(f"encoding {self.encoding!r}: choose jpeg or raw")
         if self.encoding == "raw" and self.quality is not None:
             raise UserError("a raw store has no JPEG quality: leave --quality out, or use --encoding jpeg")
+        if self.recode and (self.encoding == "raw" or not self.tile):
+            raise UserError("to recode means to write JPEGs with tiles: leave it out")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UserError(f"quality {self.quality}: it must be between 1 and 100")
         if self.max_size is not None and self.max_size < 1:
@@ -54,7 +63,8 @@ class Encoded(NamedTuple):
     tiles: bytes
     width: int
     height: int
-    note: str  # why it had to be re-encoded although the settings do not ask for that; else ""
+    note: str  # why these are not the file's bytes although the settings do not ask for that; else ""
+    is_lossless: bool = False  # although they are not
 
 
 def encode_image(
@@ -78,20 +88,28 @@ def _keep(data: bytes, how: Encoding, max_pixels: int) -> Encoded:
     """Keep the coefficients, or else the pixels at a high quality."""
     try:
         if how.tile:
-            return _tile(data, TILE_BYTES)
+            return _tile(data, TILE_BYTES) if how.recode else _index(data)
         check_common(data)
+        note = ""
         if not images.decodes_as_it_is(data, max_pixels=max_pixels):
-            data = rewrite_jpeg(data)
-        return Encoded(data, b"", *images.read_size(data, max_pixels=max_pixels), "")
+            data, note = rewrite_jpeg(data), "libjpeg warns of it"
+        return Encoded(data, b"", *images.read_size(data, max_pixels=max_pixels), note, bool(note))
     except JPEGError as error:
         reason = str(error)
     pixels = images.open_image(data, max_pixels=max_pixels)  # refused if it is damaged and not only unusual
     return _encode_pixels(pixels, how)._replace(note=reason)
 
 
+def _index(data: bytes) -> Encoded:
+    """The file as it is, or its coefficients if it cannot be indexed."""
+    try:
+        return Encoded(data, *index_jpeg(data), "")
+    except JPEGError as error:
+        return _tile(data, TILE_BYTES)._replace(note=str(error), is_lossless=True)
+
+
 def _tile(data: bytes, tile_bytes: int) -> Encoded:
-    tiled = tile_jpeg(data, tile_bytes=tile_bytes)
-    return Encoded(tiled.data, tiled.index, tiled.width, tiled.height, "")
+    return Encoded(*tile_jpeg(data, tile_bytes=tile_bytes), "")
 
 
 def _encode_pixels(pixels: Image.Image, how: Encoding, quality: int = REENCODE_QUALITY) -> Encoded:
@@ -102,6 +120,7 @@ def _encode_pixels(pixels: Image.Image, how: Encoding, quality: int = REENCODE_Q
     subsampling = "444" if quality > 90 else "420"
     try:
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", subsampling)
+        # Tables of its own make it some 5 % smaller, so it is written anew.
         return _tile(data, REENCODED_TILE_BYTES) if how.tile else Encoded(data, b"", *pixels.size, "")
     except ValueError as error:  # from libjpeg, for images that are too large; or a JPEGError
         raise BadImageError(str(error)) from error

@@ -149,6 +149,7 @@ class Shard:
             "format": f"imagelmdb {self.meta.version}",
             "checksums": CHECKSUM_NAMES[self.meta.version],
             **{name: getattr(self.meta, name) for name in _SHOWN},
+            "recoded": self.meta.summary.get("recoded", 0),
             "reencoded": self.meta.summary.get("reencoded", 0),
             "source": self.meta.source,
         }

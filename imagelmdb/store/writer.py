@@ -71,15 +71,16 @@ class Row(NamedTuple):
     checksum: int
     image_bytes: int
     name: str
-    note: str  # why the image had to be re-encoded; "" if it did not
+    note: str  # see Encoded
+    is_lossless: bool
 
     @classmethod
     def pack(cls, number: int, encoded: Encoded, *, label: int, name: str) -> Row:
-        image, tile_index, width, height, note = encoded
+        image, tile_index, width, height, note, is_lossless = encoded
         value, check = pack_record(image, label, tile_index)
         # In the journal a NUL ends a name. No file has one in its name, but a parquet file may say so.
         name = name.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
-        return cls(number, value, label, width, height, check, len(image), name, note)
+        return cls(number, value, label, width, height, check, len(image), name, note, is_lossless)
 
 
 class ShardWriter:
@@ -117,7 +118,7 @@ class ShardWriter:
             for name, (dtype, get) in _COLUMNS.items()
         }
         entry["names"] = "\0".join(row.name for row in rows)
-        entry["notes"] = [(row.number, row.name, row.note) for row in rows if row.note]
+        entry["notes"] = [(row.number, row.name, row.note, row.is_lossless) for row in rows if row.note]
 
         def put(transaction: lmdb.Transaction) -> None:
             for row in rows:
@@ -127,10 +128,10 @@ class ShardWriter:
         self._transact(put)
         self._journal.append(entry)
 
-    def notes(self) -> list[tuple[str, str]]:
-        """(name, note) of every row with a note, in the order of the records."""
+    def notes(self, *, lossless: bool) -> list[tuple[str, str]]:
+        """(name, note) of the rows with a note, in the order of the records."""
         noted = sorted(tuple(note) for entry in self._journal for note in entry["notes"])
-        return [(name, note) for _, name, note in noted]
+        return [(name, note) for _, name, note, is_lossless in noted if is_lossless == lossless]
 
     def finish(self, meta: Meta) -> Meta:
         """Turn the journal into the store's arrays, and mark the LMDB as complete."""

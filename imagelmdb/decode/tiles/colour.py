@@ -16,27 +16,19 @@ first or last row of the strip below or above; along the rows it is the vector b
 from __future__ import annotations
 
 from imagelmdb.decode.tiles.vectors import (
-    I8,
-    I16,
-    I32,
-    I64,
     clamp,
     constant,
     fill,
-    instruction,
     interleave,
     jit,
     join,
-    load,
-    load_i64,
     multiply_pairs,
     shuffle,
-    store,
-    store_i64,
     unpack,
     vector,
     widen,
 )
+from imagelmdb.jpeg.memory import I8, I16, I32, I64, instruction, load, load_i64, store, store_i64
 
 GREY, FULL, HALF_BOTH, HALF_ACROSS, HALF_DOWN = range(5)  # 4:0:0, 4:4:4, 4:2:0, 4:2:2, 4:4:0
 

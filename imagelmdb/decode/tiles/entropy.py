@@ -23,29 +23,28 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
 
-from imagelmdb.decode.tiles.vectors import (
-    I1,
+from imagelmdb.decode.tiles.vectors import fill, jit
+from imagelmdb.jpeg.jit import inline
+from imagelmdb.jpeg.memory import (
     I8,
     I64,
-    Value,
-    fill,
+    copy_to_ff,
     instruction,
-    jit,
-    load,
+    load_bits,
     load_i16,
     load_i64,
     load_u8,
     load_u32,
+    shift_left,
+    shift_right,
     store,
     store_i16,
     store_i32,
     store_i64,
     store_u8,
-    vector,
+    usually,
 )
-from imagelmdb.jpeg.jit import inline
 
 STREAMS = 3  # microseconds a crop with 1, 2, 3, 4, 8: 337, 235, 213, 219, 253
 BLOCK_BYTES = 209
@@ -151,42 +150,6 @@ def _make_entry(length, size, step, is_negative):
 
 
 @instruction
-def _shift_left(b, value, count) -> Value:
-    """shlx"""
-    return b.shl(value, b.and_(count, I64(63)))
-
-
-@instruction
-def shift_right(b, value, count) -> Value:
-    """shrx: zeros come in from the left."""
-    return b.lshr(value, b.and_(count, I64(63)))
-
-
-@instruction
-def _usually(b, value, usual) -> Value:
-    """The value. LLVM puts the code for other values elsewhere, so that the usual one needs no jump."""
-    expect = b.module.declare_intrinsic("llvm.expect", [I64], ir.FunctionType(I64, [I64, I64]))
-    return b.call(expect, [value, usual])
-
-
-@instruction
-def _load_bits(b, place) -> Value:
-    """movbe and shlx: the bits from a place on, at least 57 of them, the first one on top."""
-    swap = b.module.declare_intrinsic("llvm.bswap", [I64])
-    word = b.call(swap, [load(b, b.lshr(place, I64(3)), I64)])
-    return b.shl(word, b.and_(place, I64(7)))
-
-
-@instruction
-def _copy_to_ff(b, source, out) -> Value:
-    """Copy 64 bytes. Return the number of those before the first FF. (vpcmpeqb, vpmovmskb, tzcnt)"""
-    bytes64 = load(b, source, vector(I8, 64))
-    store(b, bytes64, out)
-    found = b.bitcast(b.icmp_unsigned("==", bytes64, fill(I8, 64, 0xFF)), I64)
-    return b.select(b.icmp_unsigned("==", found, I64(0)), I64(64), b.cttz(found, I1(0)))
-
-
-@instruction
 def _clear_block(b, block):
     for at in (0, 64):
         store(b, fill(I8, 64, 0), b.add(block, I64(at)))
@@ -206,7 +169,7 @@ def _find_long_code(table, bits):
 @inline
 def _find_entry(table, bits):
     entry = table + 8 * shift_right(bits, 64 - _LOOKUP_BITS)
-    if _usually(load_u8(entry) == 0, 0):
+    if usually(load_u8(entry) == 0, 0):
         entry = _find_long_code(table, bits)
     return entry
 
@@ -223,21 +186,21 @@ def _read_symbol(bits, place, index, table, block):
     count = load_u8(entry)
     index += load_u8(entry + 1)
     store_i16(block + 2 * load_u8(index), _read_value(entry, bits))
-    return _shift_left(bits, count), place + count, index
+    return shift_left(bits, count), place + count, index
 
 
 @inline
 def _begin_block(place, block, slot, stream):
     """Clear a block, read its DC symbol. Returns its (bits, place, AC table, step: BAD_CODE or 0)."""
     _clear_block(block)
-    bits = _load_bits(place)
+    bits = load_bits(place)
     entry = _find_entry(load_i64(slot + _DC_TABLE), bits)
     dc = stream + load_i64(slot + _COMPONENT)
     value = load_i64(dc) + _read_value(entry, bits)
     store_i64(dc, value)
     store_i16(block, value)
     count = load_u8(entry)
-    return _shift_left(bits, count), place + count, load_i64(slot + _AC_TABLE), load_u8(entry + 1)
+    return shift_left(bits, count), place + count, load_i64(slot + _AC_TABLE), load_u8(entry + 1)
 
 
 class Runs(NamedTuple):
@@ -289,30 +252,30 @@ def read_rows(runs, row, rows):
     bits_3, place_3, table_3, block_3, left_3, slot_3, bad = _begin_run(runs, row, stream_3, runs.idle_place)
     damage |= bad
     while load_i64(runs.shared + _BUSY) > 0:
-        bits_1 = _load_bits(place_1)
+        bits_1 = load_bits(place_1)
         for _ in range(2):
             bits_1, place_1, index_1 = _read_symbol(bits_1, place_1, index_1, table_1, block_1)
-            if _usually(index_1 >= last, 0):
+            if usually(index_1 >= last, 0):
                 damage |= index_1
                 bits_1, place_1, table_1, block_1, left_1, slot_1, bad = _end_block(
                     runs, row, stream_1, index_1, place_1, block_1, left_1, slot_1
                 )
                 damage |= bad
                 index_1 = runs.order
-        bits_2 = _load_bits(place_2)
+        bits_2 = load_bits(place_2)
         for _ in range(2):
             bits_2, place_2, index_2 = _read_symbol(bits_2, place_2, index_2, table_2, block_2)
-            if _usually(index_2 >= last, 0):
+            if usually(index_2 >= last, 0):
                 damage |= index_2
                 bits_2, place_2, table_2, block_2, left_2, slot_2, bad = _end_block(
                     runs, row, stream_2, index_2, place_2, block_2, left_2, slot_2
                 )
                 damage |= bad
                 index_2 = runs.order
-        bits_3 = _load_bits(place_3)
+        bits_3 = load_bits(place_3)
         for _ in range(2):
             bits_3, place_3, index_3 = _read_symbol(bits_3, place_3, index_3, table_3, block_3)
-            if _usually(index_3 >= last, 0):
+            if usually(index_3 >= last, 0):
                 damage |= index_3
                 bits_3, place_3, table_3, block_3, left_3, slot_3, bad = _end_block(
                     runs, row, stream_3, index_3, place_3, block_3, left_3, slot_3
@@ -326,7 +289,7 @@ def read_rows(runs, row, rows):
 def _end_block(runs, row, stream, index, place, block, left, slot):
     """Note the block's length and begin the next one. Returns a stream's new state, and BAD_CODE or 0."""
     store_u8(runs.lasts + ((block - runs.coefficients) >> 7), index & 63)
-    if _usually(left > 1, 1):
+    if usually(left > 1, 1):
         slot = load_i64(slot + _NEXT)
         block += 128
         bits, place, table, bad = _begin_block(place, block, slot, stream)
@@ -389,7 +352,7 @@ def _copy_run(runs, row, memory, buffer):
     out = buffer
     while at < needed:
         if at + 64 <= limit:
-            count = _copy_to_ff(at, out)
+            count = copy_to_ff(at, out)
             at += count
             out += count
             if count == 64:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from imagelmdb.decode.tiles.colour import FULL, GREY, HALF_ACROSS, HALF_BOTH, HALF_DOWN
-from imagelmdb.decode.tiles.entropy import TABLE_BYTES, ZIGZAG, fill_table, shift_right
-from imagelmdb.decode.tiles.vectors import jit, load_i16, load_i64, load_u8, load_u16, load_u32, store_i16
-from imagelmdb.jpeg.index import CODES_BYTES, INDEX_VERSION, ITEMS_AT
+from imagelmdb.decode.tiles.entropy import TABLE_BYTES, ZIGZAG, fill_table
+from imagelmdb.decode.tiles.vectors import jit
+from imagelmdb.jpeg.index import CODES_BYTES, IN_PLACE, ITEMS_AT, PADDING_BYTES, SLICED
+from imagelmdb.jpeg.memory import load_i16, load_i64, load_u8, load_u16, load_u32, shift_right, store_i16
 
 OTHER = -1  # no sampling that these modules can decode
 QUANTS_BYTES = 4 * 128  # four tables of int16, in the order of a block
@@ -103,7 +104,9 @@ def find_crc(at, count):
 def read_index(at, count, length):
     """The tile index of an image of `length` bytes; with 0 rows if it is damaged or cannot be used."""
     bad = Index(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, (0, 0, 0), 0, 0, (0, 0, 0), 0, 0)
-    if count < ITEMS_AT + CODES_BYTES or load_u8(at + 4) != INDEX_VERSION:
+    kind = load_u8(at + 4)
+    tail = CODES_BYTES if kind == SLICED else PADDING_BYTES
+    if count < ITEMS_AT + tail or kind not in (SLICED, IN_PLACE):
         return bad
     if load_u32(at) != find_crc(at + 4, count - 4):
         return bad
@@ -117,7 +120,7 @@ def read_index(at, count, length):
     items = (rows * tiles + 1) * bits
     if (tiles - 1) * tile_mcus >= columns or bits > _MAX_ITEM_BITS:
         return bad
-    if count != ITEMS_AT + (items + 7) // 8 + CODES_BYTES or load_u32(at + 30) != length:
+    if count != ITEMS_AT + (items + 7) // 8 + tail or load_u32(at + 30) != length:
         return bad
     header_length = load_u32(at + 22)
     if header_length + 2 > length:

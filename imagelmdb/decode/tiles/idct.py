@@ -22,28 +22,20 @@ from __future__ import annotations
 from llvmlite.ir import IntType
 
 from imagelmdb.decode.tiles.vectors import (
-    I8,
-    I16,
-    I32,
-    I64,
     VECTOR_BYTES,
-    Value,
     constant,
     cut,
     fill,
-    instruction,
     jit,
     join,
-    load,
-    load_u8,
     multiply_pairs,
     pack_8,
     pack_16,
     shuffle,
-    store,
     unpack,
     vector,
 )
+from imagelmdb.jpeg.memory import I8, I16, I32, I64, Value, instruction, load, load_u8, store
 
 BLOCKS = VECTOR_BYTES // 16  # that are transformed at once
 _SPARSE = 8  # the first coefficients in zigzag order, all of them in the block's first 4 rows and columns

@@ -35,8 +35,9 @@ from imagelmdb.decode.tiles.entropy import (
 from imagelmdb.decode.tiles.header import HUFFMAN_BYTES, OTHER, QUANTS_BYTES, read_frame, read_index
 from imagelmdb.decode.tiles.idct import transform_row
 from imagelmdb.decode.tiles.resize import align, blend_image, fill_weights, narrow_strip, place_canvas
-from imagelmdb.decode.tiles.vectors import copy_64, jit, load_u8, load_u32, store_i64, store_u8
+from imagelmdb.decode.tiles.vectors import jit
 from imagelmdb.jpeg.index import ITEMS_AT
+from imagelmdb.jpeg.memory import copy_64, load_u8, load_u32, store_i64, store_u8
 
 PENDING, DONE, NO_ROOM, UNUSUAL, DAMAGED = range(5)  # what became of a crop
 

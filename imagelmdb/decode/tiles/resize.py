@@ -21,31 +21,35 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from imagelmdb.decode.tiles.vectors import (
+    constant,
+    cut,
+    interleave,
+    jit,
+    join,
+    loop,
+    multiply_pairs,
+    splat,
+    unpack,
+    variable,
+    vector,
+)
+from imagelmdb.jpeg.memory import (
     I8,
     I16,
     I32,
     I64,
     Value,
-    constant,
-    cut,
     instruction,
-    interleave,
-    jit,
-    join,
     load,
     load_i64,
     load_u8,
-    loop,
-    multiply_pairs,
-    splat,
     store,
     store_i16,
     store_i64,
     store_u8,
-    unpack,
-    variable,
-    vector,
 )
 
 COLUMN = 24  # bytes of a strip's column: 8 rows of R, of G, of B
@@ -88,20 +92,27 @@ def _fill_one(full, size, flip, starts, weights):
     taps = 2 * count_pairs(full, size)
     largest = 0.0
     for i in range(size):
-        first, count, total, top = _sum_triangle(full, scale, support, inverse, taps, i)
-        if total != 0.0:
-            largest = max(largest, top / total)
+        first, count = _find_range(full, scale, support, taps, i)
+        centre = scale * (i + 0.5)
+        total, top = 0.0, 0.0
+        for j in range(taps):  # not `count`, which changes: a CPU would guess it wrong half of the time
+            weight = _find_height(first + j, centre, inverse, j < count)
+            total += weight
+            top = max(top, weight)
+        total = total if total != 0.0 else 1.0
+        largest = max(largest, top / total)
+        store_i64(starts + 8 * i, np.float64(total).view(np.int64))  # until the start takes its place
     precision = 0
     while precision < _MAX_PRECISION and int(0.5 + largest * (1 << (precision + 1))) < 1 << 15:
         precision += 1
     unit = float(1 << precision)
     for i in range(size):
-        first, count, total, _ = _sum_triangle(full, scale, support, inverse, taps, i)
+        first, count = _find_range(full, scale, support, taps, i)
         centre = scale * (i + 0.5)
-        divisor = total if total != 0.0 else 1.0
+        total = np.int64(load_i64(starts + 8 * i)).view(np.float64)
         row = weights + 2 * taps * i
         for j in range(taps):
-            weight = _find_height(first + j, centre, inverse, j < count) / divisor
+            weight = _find_height(first + j, centre, inverse, j < count) / total
             at = count - 1 - j if flip and j < count else j
             store_i16(row + 2 * at, int(0.5 + weight * unit))
         store_i64(starts + 8 * i, full - first - count if flip else first)
@@ -109,18 +120,12 @@ def _fill_one(full, size, flip, starts, weights):
 
 
 @jit
-def _sum_triangle(full, scale, support, inverse, taps, i):
-    """(first pixel, number of pixels, sum and largest of their weights) of output pixel i."""
+def _find_range(full, scale, support, taps, i):
+    """(first pixel, number of pixels) under output pixel i."""
     centre = scale * (i + 0.5)
     first = max(int(centre - support + 0.5), 0)
     count = min(int(centre + support + 0.5), full) - first
-    count = max(min(count, taps), 0)
-    total, top = 0.0, 0.0
-    for j in range(taps):  # not `count`, which changes: a CPU would guess it wrong half of the time
-        weight = _find_height(first + j, centre, inverse, j < count)
-        total += weight
-        top = max(top, weight)
-    return first, count, total, top
+    return first, max(min(count, taps), 0)
 
 
 @jit

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from imagelmdb.decode.tiles.vectors import jit, load_u8
+from imagelmdb.decode.tiles.vectors import jit
+from imagelmdb.jpeg.memory import load_u8
 
 _ARRAY_OF_4, _BYTES_8, _BYTES_16, _BYTES_32, _U8, _U16, _U32, _U64 = (
     0x94,

@@ -15,22 +15,16 @@ A vector cannot be a variable of numba's. So a loop over vectors that keeps a su
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Sequence
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from imagelmdb.errors import UserError
 from imagelmdb.jpeg.jit import jit as compile_cached
-
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-
-Value = ir.Value
+from imagelmdb.jpeg.memory import I8, I16, I32, Value
 
 
 def find_vector_bytes() -> int:
@@ -55,27 +49,6 @@ def jit(function: Callable) -> Callable:
     return compile_cached(function)
 
 
-def instruction(generate: Callable) -> Callable:
-    """A function for compiled code: its arguments are int64, and so is its result, if it has one."""
-    names = list(inspect.signature(generate).parameters)[1:]
-
-    def describe(context, *arguments):
-        def emit(context, builder, signature, values):
-            result = generate(builder, *values)
-            return context.get_dummy_value() if result is None else result
-
-        returns = types.int64 if generate.__annotations__.get("return") == "Value" else types.void
-        return returns(*[types.int64] * len(names)), emit
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    describe.__signature__ = inspect.Signature(
-        [inspect.Parameter(name, kind) for name in ("context", *names)]
-    )
-    describe.__name__ = describe.__qualname__ = generate.__name__
-    describe.__module__, describe.__doc__ = generate.__module__, generate.__doc__
-    return intrinsic(describe)
-
-
 # --- Building blocks of instructions: these run while LLVM code is written ---
 
 
@@ -90,17 +63,6 @@ def constant(kind: ir.Type, numbers: Sequence[int]) -> Value:
 def fill(kind: ir.Type, lanes: int, number: int) -> Value:
     """The same number in all lanes, known beforehand."""
     return constant(kind, [number] * lanes)
-
-
-def load(b: ir.IRBuilder, address: Value, kind: ir.Type) -> Value:
-    """movdqu, vmovdqu, ld1: from any address."""
-    value = b.load(b.inttoptr(address, kind.as_pointer()))
-    value.align = 1
-    return value
-
-
-def store(b: ir.IRBuilder, value: Value, address: Value) -> None:
-    b.store(value, b.inttoptr(address, value.type.as_pointer())).align = 1
 
 
 def shuffle(b: ir.IRBuilder, first: Value, second: Value, lanes: Sequence[int]) -> Value:
@@ -199,57 +161,3 @@ def variable(b: ir.IRBuilder, value: Value) -> Value:
     place = cgutils.alloca_once(b, value.type)
     b.store(value, place)
     return place
-
-
-# --- Scalars ---
-
-
-@instruction
-def load_u8(b, address) -> Value:
-    return b.zext(load(b, address, I8), I64)
-
-
-@instruction
-def load_u16(b, address) -> Value:
-    return b.zext(load(b, address, I16), I64)
-
-
-@instruction
-def load_i16(b, address) -> Value:
-    return b.sext(load(b, address, I16), I64)
-
-
-@instruction
-def load_u32(b, address) -> Value:
-    return b.zext(load(b, address, I32), I64)
-
-
-@instruction
-def load_i64(b, address) -> Value:
-    return load(b, address, I64)
-
-
-@instruction
-def store_u8(b, address, value):
-    store(b, b.trunc(value, I8), address)
-
-
-@instruction
-def store_i16(b, address, value):
-    store(b, b.trunc(value, I16), address)
-
-
-@instruction
-def store_i32(b, address, value):
-    store(b, b.trunc(value, I32), address)
-
-
-@instruction
-def store_i64(b, address, value):
-    store(b, value, address)
-
-
-@instruction
-def copy_64(b, source, out):
-    """64 bytes."""
-    store(b, load(b, source, vector(I8, 64)), out)
