@@ -12,7 +12,7 @@ dataset in place of torchvision's ImageFolder:
     dataset = ImageFolderLMDB("train-lmdb/", transform)
 
 A conversion has four steps. imagelmdb/store/sources finds out what the data is and lists its images.
-store/encode.py turns each image into a record; a JPEG keeps its coefficients and gets an index of tiles.
+store/encode.py turns each image into a record; a JPEG keeps its bytes and gets an index of its tiles.
 store/writer.py writes the records, many per transaction, and a journal that lets a killed run continue. At
 the end, store/convert.py writes the facts about the whole store and a digest of its records.
 """

@@ -1,6 +1,8 @@
 """How fast does a folder become a store? Conversion against `cp -r` and `tar cf` of the same tree.
 
-python benchmarks/convert.py [--images 1000] [--rounds 5] [--json FILE]
+python benchmarks/convert.py [--folder TREE | --images 1000] [--out DIR] [--rounds 5] [--json FILE]
+
+--folder: class folders of images, instead of generated ones. "indexed" is the default, "recoded" is --recode.
 """
 
 from __future__ import annotations
@@ -23,26 +25,30 @@ from imagelmdb.store.sources import open_source
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, metavar="TREE")
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--out", metavar="DIR", help="where stores are written (default: a temporary folder)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", help="where everything is written (default: a temporary folder)")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        rows = measure(Path(folder), options.images, options.rounds)
+    with tempfile.TemporaryDirectory(dir=options.out) as folder:
+        tree = options.folder
+        if not tree:
+            make_tree(Path(folder) / "sample", classes=10, train=options.images // 10, val=1)
+            tree = Path(folder) / "sample" / "train"
+        rows = measure(tree, Path(folder) / "out", options.rounds)
     print_table("Converting a folder, against copying it", rows, options.json)
 
 
-def measure(folder: Path, images: int, rounds: int) -> list[dict]:
-    tree, out = folder / "sample", folder / "out"
-    make_tree(tree, classes=10, train=images // 10, val=1)
-    source = tree / "train"
-    source_bytes = sum(file.stat().st_size for file in source.rglob("*.JPEG"))
+def measure(source: Path, out: Path, rounds: int) -> list[dict]:
+    files = [file for file in source.glob("*/*") if file.is_file()]
+    images, source_bytes = len(files), sum(file.stat().st_size for file in files)
     variants = {
         "cp -r": lambda: subprocess.run(["cp", "-r", source, out], check=True),
-        "tar cf": lambda: subprocess.run(["tar", "cf", out, "-C", tree, "train"], check=True),
+        "tar cf": lambda: subprocess.run(["tar", "cf", out, "-C", source.parent, source.name], check=True),
     }
-    for how, name in ((Encoding(tile=False), "not tiled"), (Encoding(), "tiled")):
+    kinds = {"indexed": Encoding(), "recoded": Encoding(recode=True), "--no-tile": Encoding(tile=False)}
+    for name, how in kinds.items():
         for workers in (1, 2):
             variants[f"{name}, {workers} workers"] = make_conversion(source, out, how, workers)
     seconds = {name: [] for name in variants}

@@ -1,6 +1,6 @@
-"""What does lossless tiling cost, in time and in bytes? Against jpegtran, where it is installed.
+"""What do an index and lossless tiling cost, in time and in bytes? Against jpegtran, where it is installed.
 
-python benchmarks/tile.py [--images 200] [--rounds 7] [--json FILE]
+python benchmarks/tile.py [--folder TREE | --images 200] [--rounds 7] [--json FILE]
 """
 
 from __future__ import annotations
@@ -12,26 +12,36 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from statistics import median
 
 from PIL import Image
 from table import print_table
 
+from imagelmdb.jpeg.locate import index_jpeg
+from imagelmdb.jpeg.markers import parse
 from imagelmdb.jpeg.tile import Tiled, tile_jpeg
 from imagelmdb.sample import make_jpegs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--folder", type=Path, metavar="TREE", help="class folders of JPEGs (default: generated)"
+    )
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
-    print_table("Lossless tiling", measure(options.images, options.rounds), options.json)
+    if options.folder:
+        jpegs = [file.read_bytes() for file in sorted(options.folder.glob("*/*"))]
+    else:
+        jpegs = list(make_jpegs(options.images, plain=True))
+    print_table("Index and lossless tiling", measure(jpegs, options.rounds), options.json)
 
 
-def measure(images: int, rounds: int) -> list[dict]:
-    sets = {"sequential": list(make_jpegs(images, plain=True))}
+def measure(jpegs: list[bytes], rounds: int) -> list[dict]:
+    sets = {"sequential": jpegs}
     sets["progressive"] = [make_progressive(data) for data in sets["sequential"]]
     variants = {
         (tool, name, threads): (run, jpegs)
@@ -53,6 +63,8 @@ def measure(images: int, rounds: int) -> list[dict]:
 def make_tools(jpegs: list[bytes]) -> dict[str, Callable[[int], int]]:
     """By name: a function of the image's number that returns its new size, for ours with the tile index."""
     tools = {"tile_jpeg": lambda i: count_bytes(tile_jpeg(jpegs[i]))}
+    if not parse(jpegs[0]).progressive:
+        tools["index_jpeg"] = lambda i: len(jpegs[i]) + len(index_jpeg(jpegs[i]).index)
     if shutil.which("jpegtran"):
         command = ["jpegtran", "-copy", "none", "-optimize"]
         tools["jpegtran"] = lambda i: len(

@@ -83,6 +83,9 @@ def make_parser() -> Parser:
     add = add_command("verify", run_verify, text)
     add("store", metavar="STORE")
     add("--quick", action="store_true", help="check the structure and 1000 records only")
+    text = "compare with what the store was made from: with the very bytes, unless it was made to differ"
+    add("--source", metavar="DATA", help=text)
+    add("--devkit", metavar="TAR", help="the labels of --source, as in a conversion")
     add("--max-pixels", type=int, metavar="N", help=MAX_PIXELS_HELP)
     add("--workers", type=int, metavar="N", help="threads (default: one per core)")
 
@@ -251,9 +254,13 @@ def run_info(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     from imagelmdb.store.reader import LMDBStore
+    from imagelmdb.store.sources import open_source
     from imagelmdb.store.verify import QUICK_RECORDS, verify
 
-    settings = {"quick": options.quick, "workers": options.workers}
+    if options.devkit and not options.source:
+        raise UserError("--devkit goes with --source")
+    source = open_source(options.source, devkit=options.devkit) if options.source else None
+    settings = {"quick": options.quick, "workers": options.workers, "source": source}
     problems = verify(options.store, max_pixels=get_max_pixels(options), progress=True, **settings)
     for problem in problems:
         say(problem)
@@ -262,7 +269,8 @@ def run_verify(options: argparse.Namespace) -> int:
         return EXIT_DAMAGED
     count = len(LMDBStore(options.store))
     part = f"{QUICK_RECORDS} of " if options.quick and count > QUICK_RECORDS else ""
-    say(f"{options.store}: {part}{count} records{' checked' if part else ''}, all intact")
+    as_in = f", and as in {options.source}" if source else ""
+    say(f"{options.store}: {part}{count} records{' checked' if part else ''}, all intact{as_in}")
     return 0
 
 

@@ -1,16 +1,26 @@
 """export: a store's images as files, whatever their names are; draw_sheet: some of them on one picture."""
 
+import io
+import tarfile
 import time
 from pathlib import Path
 
+import lmdb
+import msgpack
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from jpegs import make_jpeg
+from stores import make_tree
 
 from imagelmdb.errors import UserError
+from imagelmdb.store.convert import convert
 from imagelmdb.store.encode import Encoding, encode_image
 from imagelmdb.store.export import as_file_name, draw_sheet, export, name_folders
 from imagelmdb.store.format import Meta
 from imagelmdb.store.reader import LMDBStore
+from imagelmdb.store.sources import open_source
+from imagelmdb.store.verify import verify
 from imagelmdb.store.writer import Row, ShardWriter
 
 HOSTILE = [
@@ -91,3 +101,66 @@ def test_the_output_must_be_empty(tmp_path):
 @pytest.mark.parametrize("name", [*HOSTILE, "x" * 1_000_000])
 def test_a_sheet_is_drawn_whatever_the_class_is_called(tmp_path, name):
     assert draw_sheet(write_named(tmp_path / "s.lmdb", [name], ["x"])).width > 100
+
+
+def write_sources(folder: Path) -> tuple[list[bytes], dict[str, Path]]:
+    """The same files as a folder, a tar, WebDataset shards and parquet."""
+    tree = make_tree(folder / "tree", {"a": 3, "b": 2})
+    files = sorted(tree.glob("*/*"))
+    with tarfile.open(folder / "tree.tar", "w") as archive:
+        archive.add(tree, "train")
+    with tarfile.open(folder / "web-000000.tar", "w") as archive:
+        for number, file in enumerate(files):
+            archive.add(file, f"{number:06d}.jpg")
+            label = tarfile.TarInfo(f"{number:06d}.cls")
+            label.size = 1
+            archive.addfile(label, io.BytesIO(b"%d" % (file.parent.name == "b")))
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    labels = [int(file.parent.name == "b") for file in files]
+    pq.write_table(pa.table({"image": images, "label": labels}), folder / "web.parquet")
+    paths = {"folder": tree, "tar": folder / "tree.tar"}
+    paths |= {"webdataset": folder / "web-000000.tar", "parquet": folder / "web.parquet"}
+    return [file.read_bytes() for file in files], paths
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "webdataset", "parquet"])
+def test_export_gives_back_the_very_files_of_every_source(tmp_path, kind):
+    files, paths = write_sources(tmp_path)
+    convert(paths[kind], tmp_path / "s.lmdb")
+    export(LMDBStore(tmp_path / "s.lmdb"), tmp_path / "out")
+    assert sorted(file.read_bytes() for file in (tmp_path / "out").glob("*/*")) == sorted(files)
+
+
+HOWS = {
+    "default": Encoding(),
+    "recode": Encoding(recode=True),
+    "no-tile": Encoding(tile=False),
+    "quality": Encoding(quality=80, max_size=60),
+    "raw": Encoding("raw"),
+}
+
+
+@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
+def test_verify_compares_a_store_with_its_source(tmp_path, how):
+    _, paths = write_sources(tmp_path)
+    store = convert(paths["tar"], tmp_path / "s.lmdb", how=how).path
+    assert verify(store, source=open_source(paths["tar"])) == []
+    assert verify(store, source=open_source(paths["folder"])) == []
+    changed, other = sorted(paths["folder"].glob("*/*"))[1:3]
+    changed.write_bytes(other.read_bytes())
+    (problem,) = verify(store, source=open_source(paths["folder"]))
+    assert problem.endswith(f"differs from a/{changed.name} in folder {paths['folder']}")
+    changed.rename(changed.with_name("other.JPEG"))
+    problems = verify(store, source=open_source(paths["folder"]))
+    assert [problem.partition(": ")[2] or problem for problem in problems] == [
+        f"{store} lacks 1 images of folder {paths['folder']}, such as a/other.JPEG",
+        f"a/{changed.name} is not in folder {paths['folder']}",
+    ]
+
+
+def test_another_tools_database_cannot_be_compared_with_a_source(tmp_path):
+    _, paths = write_sources(tmp_path)
+    with lmdb.open(str(tmp_path / "old.lmdb"), subdir=False) as old, old.begin(write=True) as transaction:
+        transaction.put(b"0", msgpack.packb([make_jpeg(9, 9), 0]))
+    with pytest.raises(UserError, match="was written by another tool"):
+        verify(tmp_path / "old.lmdb", source=open_source(paths["folder"]))

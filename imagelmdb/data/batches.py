@@ -108,6 +108,12 @@ class BatchDataset(Dataset):
                 "or use --decode auto",
                 stacklevel=2,
             )
+        if decoder.on_gpu and not store.has_slices:
+            warnings.warn(
+                f"{store.path}: the GPU decodes whole images. Of a store that was made with --recode, it "
+                "would get only the tiles under each crop",
+                stacklevel=2,
+            )
         self.records = CheckedRecords(store, check)
         self.store, self.sampler, self.crop_rule, self.decoder = store, sampler, crop_rule, decoder
         self.transform, self.prefetch_steps = transform, prefetch_steps

@@ -131,6 +131,10 @@ class LMDBStore:
         return all(file.digest for file in self.files)
 
     @property
+    def has_slices(self) -> bool:
+        return self.files[0].describe().get("has_slices", False)
+
+    @property
     def advice(self) -> str:
         return f"`imagelmdb verify {self.path}` lists all damaged records"
 

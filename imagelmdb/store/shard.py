@@ -149,10 +149,16 @@ class Shard:
             "format": f"imagelmdb {self.meta.version}",
             "checksums": CHECKSUM_NAMES[self.meta.version],
             **{name: getattr(self.meta, name) for name in _SHOWN},
+            "has_slices": self._has_slices(),
             "recoded": self.meta.summary.get("recoded", 0),
             "reencoded": self.meta.summary.get("reencoded", 0),
             "source": self.meta.source,
         }
+
+    def _has_slices(self) -> bool:
+        meta = self.meta
+        asked = meta.summary.get("recode") or meta.quality is not None
+        return meta.tiled and bool(asked or meta.version < 3)
 
     def prefetch(self, index: int) -> None:
         if self._extents is not None:

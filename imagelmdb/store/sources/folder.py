@@ -54,7 +54,7 @@ class FolderStore(FolderSource):
     """The same as a Store: its records are the image files, to train from them without a conversion."""
 
     sizes = None  # to know them, one must open each file
-    has_checksums = False
+    has_checksums = has_slices = False
     advice = "replace or delete the file"
 
     def __init__(self, path: str | Path):
