@@ -41,7 +41,6 @@ from imagelmdb.decode.libjpeg import Part, decode_part, resize
 from imagelmdb.decode.tiles import header, record
 from imagelmdb.decode.tiles.entropy import read_rows
 from imagelmdb.decode.tiles.vectors import VECTOR_BYTES
-from imagelmdb.jpeg.crop import Window
 from imagelmdb.jpeg.memory import load_u32
 from imagelmdb.order.plan import plan_train
 from imagelmdb.order.sampler import Sampler
@@ -267,9 +266,9 @@ def cut(record: Record, box: tuple[int, int, int, int]) -> tuple[Part, bytes | n
     left, top, width, height = box
     if isinstance(record.image, np.ndarray):
         pixels = record.image[top : top + height, left : left + width].copy()
-        return Part(pixels, (0, 0, width, height), 1), pixels
+        return Part(pixels, (0, 0, width, height)), pixels
     jpeg, left, top = cut_mcus(bytes(record.image), box)
-    return Part(Window(memoryview(jpeg), None, left, top), (left, top, width, height), 1), jpeg
+    return Part(jpeg, (left, top, width, height)), jpeg
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from imagelmdb.jpeg.entropy import Tokens
 from imagelmdb.jpeg.markers import parse
-from imagelmdb.jpeg.scans import read_tokens
-from imagelmdb.jpeg.tile import make_grid, write_jpeg
+from imagelmdb.jpeg.recode.entropy import Tokens
+from imagelmdb.jpeg.recode.scans import read_tokens
+from imagelmdb.jpeg.recode.tile import make_grid, write_jpeg
 
 
 def cut_mcus(data: bytes, box: tuple[int, int, int, int]) -> tuple[bytes, int, int]:

@@ -21,7 +21,7 @@ from table import print_table
 
 from imagelmdb.data.datasets import IterableLMDB
 from imagelmdb.data.loader import make_train_loader
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.recode.tile import tile_jpeg
 from imagelmdb.sample import make_jpegs
 from imagelmdb.store.encode import Encoded
 from imagelmdb.store.format import Meta

@@ -20,7 +20,7 @@ from table import print_table
 
 from imagelmdb.jpeg.locate import index_jpeg
 from imagelmdb.jpeg.markers import parse
-from imagelmdb.jpeg.tile import Tiled, tile_jpeg
+from imagelmdb.jpeg.recode.tile import Tiled, tile_jpeg
 from imagelmdb.sample import make_jpegs
 
 

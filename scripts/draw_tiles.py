@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from imagelmdb.jpeg.crop import crop_jpeg, find_window
-from imagelmdb.jpeg.glue import join_runs
 from imagelmdb.jpeg.index import Grid, parse_index
-from imagelmdb.jpeg.tile import Tiled, tile_jpeg
+from imagelmdb.jpeg.recode.crop import crop_jpeg, find_window
+from imagelmdb.jpeg.recode.glue import join_runs
+from imagelmdb.jpeg.recode.tile import Tiled, tile_jpeg
 
 BOX = (132, 7, 190, 162)  # left, top, width, height
 SAMPLE_PX = 224

@@ -33,7 +33,8 @@ _MOST_BYTES = 1 << 16  # of an input
 _KEPT_BYTES = 25_000  # for each target
 _PAGE = 4096  # bytes of LMDB's pages
 _PACKAGE = Path(__file__).parents[1] / "imagelmdb"
-_COMPILED = [f"imagelmdb.jpeg.{name}" for name in ("entropy", "huffman", "coefficients")]
+_COMPILED = [f"imagelmdb.jpeg.recode.{name}" for name in ("entropy", "huffman", "coefficients")]
+_PROGRAMS = ["decode.tiles.decoder", "store.verify", "store.sources"]
 _COMPILED += [f"imagelmdb.decode.tiles.{file.stem}" for file in (_PACKAGE / "decode" / "tiles").glob("*.py")]
 
 
@@ -44,9 +45,9 @@ class Target(NamedTuple):
 
 def try_tiler(data: bytes) -> None:
     """Whatever is tiled has the pixels that libjpeg decodes from the original without a warning."""
-    from imagelmdb.jpeg.crop import crop_jpeg
     from imagelmdb.jpeg.markers import JPEGError
-    from imagelmdb.jpeg.tile import tile_jpeg
+    from imagelmdb.jpeg.recode.crop import crop_jpeg
+    from imagelmdb.jpeg.recode.tile import tile_jpeg
 
     try:
         tiled = tile_jpeg(data, 8)
@@ -167,7 +168,7 @@ def _make_tiled() -> list[tuple[bytes, bytes]]:
     if not _tiled:
         from jpegs import make_jpeg
 
-        from imagelmdb.jpeg.tile import tile_jpeg
+        from imagelmdb.jpeg.recode.tile import tile_jpeg
 
         for subsampling in range(3):
             tiled = tile_jpeg(make_jpeg(50, 40, subsampling=subsampling, quality=70), 16)
@@ -359,7 +360,7 @@ def main() -> None:
 
     is_tiler = options.target == "tiler"
     with atheris.instrument_imports(include=["imagelmdb"], exclude=[] if is_tiler else _COMPILED):
-        for name in ("jpeg.tile",) if is_tiler else ("decode.tiles.decoder", "store.verify", "store.sources"):
+        for name in ["jpeg.recode.tile"] if is_tiler else _PROGRAMS:
             importlib.import_module(f"imagelmdb.{name}")
     target = TARGETS[options.target]
     corpus = options.corpus / options.target

@@ -535,3 +535,20 @@ def test_progress_in_a_pipe_is_a_line_now_and_then(every_seconds, lines):
     run = subprocess.run([sys.executable, "-c", code, every_seconds], capture_output=True, cwd=ROOT)
     assert run.stderr.count(b"\n") in lines, run.stderr
     assert run.stderr.count(b"/30 images, ") == run.stderr.count(b"7.5 MB/s, ") == run.stderr.count(b"\n")
+
+
+def test_what_only_recoding_needs_is_not_imported_by_default(tmp_path):
+    make_tree(tmp_path, classes=2, train=3, val=1, scale=0.5)
+    tree = tmp_path / "train"
+    code = f"""
+import sys
+from imagelmdb import convert, make_train_loader
+from imagelmdb.store.verify import verify
+convert({str(tree)!r}, {str(tmp_path / "s.lmdb")!r})
+assert verify({str(tmp_path / "s.lmdb")!r}) == []
+loader = make_train_loader({str(tmp_path / "s.lmdb")!r}, batch_size=5)
+assert sum(len(labels) for _, labels in loader.epoch(0)) == 5
+print([name for name in sys.modules if "recode" in name])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n", done.stderr

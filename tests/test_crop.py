@@ -19,11 +19,11 @@ from torchvision.io import decode_jpeg
 from imagelmdb.decode import Crop
 from imagelmdb.decode.libjpeg import LibjpegDecoder
 from imagelmdb.errors import BadImageError
-from imagelmdb.jpeg.crop import crop_jpeg, cut_out, find_window
 from imagelmdb.jpeg.index import FILLER, IN_PLACE, ITEMS_AT, parse_index
 from imagelmdb.jpeg.index_writer import make_index
 from imagelmdb.jpeg.markers import JPEGError, parse, read_frame
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.recode.crop import crop_jpeg, cut_out, find_window
+from imagelmdb.jpeg.recode.tile import tile_jpeg
 from imagelmdb.store.format import Record
 
 SCALES = (1, 1, 2, 4, 8)
@@ -330,7 +330,7 @@ def test_the_worked_example_of_glue_is_true():
 
 
 def test_cropping_imports_no_numba():
-    code = "import sys, imagelmdb.jpeg.crop; sys.exit('numba' in sys.modules)"
+    code = "import sys, imagelmdb.jpeg.recode.crop; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

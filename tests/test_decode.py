@@ -13,7 +13,7 @@ from imagelmdb.decode import Crop, decode
 from imagelmdb.decode.libjpeg import LibjpegDecoder
 from imagelmdb.decode.pillow import PillowDecoder
 from imagelmdb.errors import BadImageError
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.recode.tile import tile_jpeg
 from imagelmdb.order.plan import plan_eval, plan_train
 from imagelmdb.sample import make_photo
 from imagelmdb.store.format import Record

@@ -20,10 +20,10 @@ from PIL import Image
 from imagelmdb.decode import Crop
 from imagelmdb.decode.libjpeg import LibjpegDecoder
 from imagelmdb.decode.tiles.decoder import TilesDecoder
-from imagelmdb.jpeg.crop import crop_jpeg
 from imagelmdb.jpeg.locate import index_jpeg
 from imagelmdb.jpeg.markers import JPEGError, read_frame
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.recode.crop import crop_jpeg
+from imagelmdb.jpeg.recode.tile import tile_jpeg
 from imagelmdb.store.format import Record
 from imagelmdb.store.images import decode_pixels
 

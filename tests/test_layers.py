@@ -39,16 +39,13 @@ LIBRARIES = {
     "torchvision": "decode data train compat bench",
     "timm": "data train",
     "numba": "jpeg decode",
-    "llvmlite": "decode",
+    "llvmlite": "jpeg decode",
     "lmdb": "store",
     "nvidia": "decode",
 }
 # Where the type of a value says what it is, since it comes from outside: file -> {class: why}.
 ALLOWED_ISINSTANCE = {
     "imagelmdb/store/legacy/pickled.py": {"DType": "a pickle may put anything in its place"},
-    "imagelmdb/decode/libjpeg.py": {
-        "Window": "an image is a window of a tiled JPEG, pixels, or a whole file"
-    },
 }
 # Private names that are allowed to stay: file -> {name: why}.
 ALLOWED_PRIVATE = {

@@ -9,11 +9,11 @@ from test_tiles import FACTORS, decode_both, make_boxes, make_image, statuses_of
 
 from imagelmdb.decode import Crop
 from imagelmdb.decode.tiles.record import DONE
-from imagelmdb.jpeg.crop import crop_jpeg
 from imagelmdb.jpeg.index import CODES_BYTES, IN_PLACE, ITEMS_AT, PADDING_BYTES, parse_index
 from imagelmdb.jpeg.locate import TILE_BYTES, index_jpeg
 from imagelmdb.jpeg.markers import DHT, DQT, JPEGError, parse
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.recode.crop import crop_jpeg
+from imagelmdb.jpeg.recode.tile import tile_jpeg
 from imagelmdb.store.format import Record
 
 

@@ -7,7 +7,7 @@ import pytest
 from jpegs import decode, insert_before, make_jpeg, make_odd_jpeg, make_segment
 
 from imagelmdb.jpeg.markers import DNL, JPEGError, check_common, parse, read_frame
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.recode.tile import tile_jpeg
 
 COLOUR = [(1, 1)] * 3
 

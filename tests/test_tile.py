@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jpegs import decode, make_jpeg
 
-from imagelmdb.jpeg.huffman import make_tables
 from imagelmdb.jpeg.index import DC_SIZES, FILLER, parse_index
 from imagelmdb.jpeg.markers import SOS, JPEGError, parse
-from imagelmdb.jpeg.tile import TILE_BYTES, tile_jpeg
+from imagelmdb.jpeg.recode.huffman import make_tables
+from imagelmdb.jpeg.recode.tile import TILE_BYTES, tile_jpeg
 
 needs_jpegtran = pytest.mark.skipif(not shutil.which("jpegtran"), reason="jpegtran is the oracle here")
 
@@ -125,11 +125,11 @@ def test_compiled_code_is_not_reused_when_any_file_of_the_package_changes(tmp_pa
     command = [
         sys.executable,
         "-c",
-        "from imagelmdb.jpeg import entropy; print(entropy.read_tokens.__qualname__)",
+        "from imagelmdb.jpeg.recode import entropy; print(entropy.read_tokens.__qualname__)",
     ]
     names = []
     for _ in range(2):
         names.append(subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout)
-        with (tmp_path / "imagelmdb/jpeg/huffman.py").open("a") as file:
+        with (tmp_path / "imagelmdb/jpeg/recode/huffman.py").open("a") as file:
             file.write("# another line")
     assert names[0] != names[1]

@@ -20,7 +20,7 @@ from imagelmdb.decode.tiles.decoder import TilesDecoder
 from imagelmdb.decode.tiles.record import DAMAGED, DONE, PENDING, UNUSUAL
 from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.jpeg.index import parse_index
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.recode.tile import tile_jpeg
 from imagelmdb.store.format import pack_record
 
 FACTORS = {"4:4:4": (1, 1), "4:2:0": (2, 2), "4:2:2": (2, 1), "4:4:0": (1, 2)}

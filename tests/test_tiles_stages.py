@@ -10,7 +10,7 @@ from numba import njit
 from imagelmdb.decode.tiles import colour, entropy, header, idct, resize
 from imagelmdb.jpeg.index import parse_index
 from imagelmdb.jpeg.memory import load_i64
-from imagelmdb.jpeg.tile import tile_jpeg
+from imagelmdb.jpeg.recode.tile import tile_jpeg
 
 ZIGZAG = sorted(range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else -(i // 8)))
 

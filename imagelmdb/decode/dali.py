@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from imagelmdb.decode import Crop, MakeBytes, Prepared
-from imagelmdb.decode.libjpeg import LibjpegDecoder, cut_all, find_part
+from imagelmdb.decode.libjpeg import LibjpegDecoder, Part, cut_all, find_part
 from imagelmdb.errors import BadImageError, UserError
-from imagelmdb.jpeg.crop import Window
 from imagelmdb.store.format import Record
 from imagelmdb.store.images import MAX_PIXELS, is_plain_jpeg
 
@@ -73,16 +72,14 @@ class DaliDecoder:
         return vars(self) | {"_pipeline": None, "_waiting": deque(), "_taken": None, "_sizes": None}
 
     def prepare(self, crops: Sequence[Crop], size: int, make_bytes: MakeBytes) -> Prepared:
-        jpegs, boxes, cpu_rows, row = [], [], [], 0
+        parts, cpu_rows, row = [], [], 0
         try:
             for row, crop in enumerate(crops):
                 if is_plain_jpeg(crop.record.image, max_pixels=self.max_pixels):
-                    jpeg, box, _ = find_part(crop)
+                    parts.append(find_part(crop))
                 else:
-                    jpeg, box = Window(make_blank_jpeg(8, 8)), (0, 0, 8, 8)
+                    parts.append(Part(make_blank_jpeg(8, 8), (0, 0, 8, 8)))
                     cpu_rows.append(row)
-                jpegs.append(jpeg)
-                boxes.append(box)
         except BadImageError as error:
             raise error.at(row) from None
         cpu_pixels = np.empty((len(cpu_rows), size, size, 3), np.uint8)
@@ -91,8 +88,9 @@ class DaliDecoder:
         except BadImageError as error:
             raise error.at(cpu_rows[error.row]) from None
         flips = np.array([crop.flip for crop in crops], bool)
-        data, ends = join_jpegs(cut_all(jpegs), make_bytes)
-        return Prepared(data, Layout(size, ends, np.array(boxes, np.int32), flips, cpu_rows, cpu_pixels))
+        boxes = np.array([part.box for part in parts], np.int32)
+        data, ends = join_jpegs(cut_all(parts), make_bytes)
+        return Prepared(data, Layout(size, ends, boxes, flips, cpu_rows, cpu_pixels))
 
     def finish(self, batches: Iterator[Prepared], sizes: np.ndarray | None) -> Iterator[Tensor]:
         self._sizes = sizes

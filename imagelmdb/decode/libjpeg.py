@@ -1,22 +1,25 @@
 """LibjpegDecoder: crops by libjpeg-turbo (through simplejpeg) and an antialiased resize (tiles/resize.py).
 
-It decodes only the tiles under the box of a tiled JPEG, and reads only the rows under the box of raw pixels.
-Any other image is decoded as a whole first.
+Of a JPEG that --recode has written, it decodes only the tiles under the box. Of raw pixels it reads only the
+rows under the box. Any other image is decoded as a whole first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from imagelmdb.decode import Box, CPUDecoder, Crop, check_box
 from imagelmdb.decode.tiles.crops import Crops, compile_once
 from imagelmdb.errors import BadImageError
-from imagelmdb.jpeg.crop import Window, cut_out, find_window
+from imagelmdb.jpeg.index import has_slices
 from imagelmdb.jpeg.markers import JPEGError
 from imagelmdb.store.images import MAX_PIXELS, decode_pixels
+
+if TYPE_CHECKING:
+    from imagelmdb.jpeg.recode.crop import Window
 
 _DCT_SCALES = (8, 4, 2)  # libjpeg-turbo has SIMD code for these alone
 # All crops of a group are cut out before the first is decoded. A decode fills the CPU's caches, and Python
@@ -27,9 +30,10 @@ _GROUP = 64
 class Part(NamedTuple):
     """Where a crop's pixels are. Nothing is cut out or decoded yet."""
 
-    source: Window | np.ndarray  # a file or a part of it, or raw pixels
+    source: bytes | memoryview | np.ndarray | None  # a whole file, or raw pixels
     box: Box  # in what the source decodes to
-    scale: int  # the JPEG decoder shrinks by this
+    scale: int = 1  # the JPEG decoder shrinks by this
+    window: Window | None = None  # instead of a source: what to cut out of a file
 
 
 class LibjpegDecoder(CPUDecoder):
@@ -54,7 +58,7 @@ class LibjpegDecoder(CPUDecoder):
                     scale = _find_scale(crops[row].box, size) if self.dct_scale else 1
                     parts.append(find_part(crops[row], scale))
                 row = start
-                sources = cut_all([part.source for part in parts])
+                sources = cut_all(parts)
                 for row, part, source in zip(rows, parts, sources, strict=True):
                     pixels, box = decode_part(part, source, max_pixels=self.max_pixels)
                     resize(pixels, box, crops[row].flip, images[row])
@@ -65,30 +69,34 @@ class LibjpegDecoder(CPUDecoder):
 def find_part(crop: Crop, scale: int = 1) -> Part:
     """Look a crop up in its record; BadImageError if the record's header or tile index is damaged."""
     record, box, _ = crop
-    if isinstance(record.image, np.ndarray):
-        return Part(record.image, box, 1)
-    if not len(record.tile_index):
-        return Part(Window(record.image), box, scale)
+    if not has_slices(record.tile_index):
+        return Part(record.image, box, scale)
+    from imagelmdb.jpeg.recode.crop import find_window
+
     try:
         window = find_window(record.image, record.tile_index, box, scale=scale)
     except JPEGError as error:
         raise BadImageError(str(error)) from error
-    return Part(window, (window.left, window.top, *box[2:]), scale)
+    return Part(None, (window.left, window.top, *box[2:]), scale, window)
 
 
-def cut_all(sources: Sequence[Window | np.ndarray]) -> list[bytes | bytearray | memoryview | np.ndarray]:
-    """The JPEG of each window, and the pixels as they are. An error has the row of its window."""
-    windows = [source for source in sources if isinstance(source, Window)]
+def cut_all(parts: Sequence[Part]) -> list[bytes | bytearray | memoryview | np.ndarray]:
+    """The source of each part. Windows are cut out, all together. An error has the row of its part."""
+    windows = [part.window for part in parts if part.window]
+    if not windows:
+        return [part.source for part in parts]
+    from imagelmdb.jpeg.recode.crop import cut_out
+
     try:
         files = iter(cut_out(windows))
     except JPEGError:
-        for row, window in enumerate(sources):
+        for row, part in enumerate(parts):
             try:
-                cut_out([window] if isinstance(window, Window) else [])
+                cut_out([part.window] if part.window else [])
             except JPEGError as error:
                 raise BadImageError(str(error)).at(row) from error
         raise
-    return [next(files) if isinstance(source, Window) else source for source in sources]
+    return [next(files) if part.window else part.source for part in parts]
 
 
 def decode_part(
@@ -98,7 +106,7 @@ def decode_part(
 
     `source` is what cut_all made of the part's source.
     """
-    _, (left, top, width, height), scale = part
+    (left, top, width, height), scale = part.box, part.scale
     pixels = source
     if not isinstance(source, np.ndarray):
         pixels = decode_pixels(source, scale=scale, max_pixels=max_pixels)

@@ -71,9 +71,8 @@ bits. Code 12 is EOB, which ends a block. Code 13 is the filler (only in the fir
 extra bits, an odd number in all. A reader can take 8 bytes from wherever an item begins, since more bytes
 follow the items: an item has at most 57 bits, and begins at bit 0 to 7 of the first byte.
 
-parse_index checks the CRC-32 and the kind. find_window (crop.py) checks that the box is inside the image,
-that the JPEG has this length, and its header this CRC-32. Nobody checks the entropy-coded bytes here: the
-store has a checksum of the whole record.
+parse_index checks the CRC-32 and the kind. open_index also checks that the JPEG has this length, and its
+header this CRC-32. Nobody checks the entropy-coded bytes here: the store has a checksum of the whole record.
 """
 
 from __future__ import annotations
@@ -152,6 +151,11 @@ class Index(NamedTuple):
     codes_at: int
 
 
+def has_slices(index: bytes) -> bool:
+    """Whether this is the index of a file that recode/crop.py can cut."""
+    return len(index) > CRC.size and index[CRC.size] != IN_PLACE
+
+
 def parse_index(index: bytes) -> Index:
     """Raise JPEGError if the index is damaged or of an unknown kind."""
     if len(index) < ITEMS_AT:
@@ -166,6 +170,15 @@ def parse_index(index: bytes) -> Index:
         raise JPEGError("a tile index whose numbers contradict each other")
     codes_at = len(index) - CODES_BYTES
     return Index(index, kind, grid, tuple(fields[15:19]), fields[19], tuple(fields[20:]), codes_at)
+
+
+def open_index(data: bytes | memoryview, index: bytes) -> Index:
+    """The index of this JPEG; JPEGError if it is that of another one, or if either is damaged."""
+    found = parse_index(index)
+    grid = found.grid
+    if len(data) != grid.length or crc32(memoryview(data)[: grid.header_length]) != grid.header_crc:
+        raise JPEGError("a damaged header, or the tile index of another image")
+    return found
 
 
 def _is_possible(kind: int, grid: Grid, item_bits: int, length: int) -> bool:

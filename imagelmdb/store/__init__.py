@@ -50,7 +50,7 @@ class Store(Protocol):
     labels: np.ndarray  # int32 [n]
     sizes: np.ndarray | None  # int32 [n, 2], (width, height) in px; None if only the images know
     has_checksums: bool  # if not, check and check_arrays have nothing to compare with and do nothing
-    has_slices: bool  # whether jpeg/crop.py can cut its JPEGs
+    has_slices: bool  # whether jpeg/recode/crop.py can cut its JPEGs
     advice: str  # what a user can do about a damaged record, as the end of a message
 
     def __len__(self) -> int: ...

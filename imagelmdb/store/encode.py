@@ -18,9 +18,8 @@ import simplejpeg
 from PIL import Image
 
 from imagelmdb.errors import BadImageError, UserError
-from imagelmdb.jpeg.locate import index_jpeg
+from imagelmdb.jpeg.locate import TILE_BYTES, index_jpeg
 from imagelmdb.jpeg.markers import JPEGError, check_common
-from imagelmdb.jpeg.tile import TILE_BYTES, rewrite_jpeg, tile_jpeg
 from imagelmdb.store import images
 
 # For images that cannot be kept losslessly: CMYK, PNG, arithmetic coding. Their chroma is not subsampled.
@@ -88,10 +87,12 @@ def _keep(data: bytes, how: Encoding, max_pixels: int) -> Encoded:
     """Keep the coefficients, or else the pixels at a high quality."""
     try:
         if how.tile:
-            return _tile(data, TILE_BYTES) if how.recode else _index(data)
+            return _tile(data) if how.recode else _index(data)
         check_common(data)
         note = ""
         if not images.decodes_as_it_is(data, max_pixels=max_pixels):
+            from imagelmdb.jpeg.recode.tile import rewrite_jpeg
+
             data, note = rewrite_jpeg(data), "libjpeg warns of it"
         return Encoded(data, b"", *images.read_size(data, max_pixels=max_pixels), note, bool(note))
     except JPEGError as error:
@@ -105,10 +106,12 @@ def _index(data: bytes) -> Encoded:
     try:
         return Encoded(data, *index_jpeg(data), "")
     except JPEGError as error:
-        return _tile(data, TILE_BYTES)._replace(note=str(error), is_lossless=True)
+        return _tile(data)._replace(note=str(error), is_lossless=True)
 
 
-def _tile(data: bytes, tile_bytes: int) -> Encoded:
+def _tile(data: bytes, tile_bytes: int = TILE_BYTES) -> Encoded:
+    from imagelmdb.jpeg.recode.tile import tile_jpeg
+
     return Encoded(*tile_jpeg(data, tile_bytes=tile_bytes), "")
 
 

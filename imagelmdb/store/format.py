@@ -81,7 +81,7 @@ class Record(NamedTuple):
     """One record of a store.
 
     image: an encoded image (a memoryview, no copy), or uint8 HWC pixels if the store is raw.
-    tile_index: what jpeg/crop.py takes, see jpeg/index.py; empty if the image has none.
+    tile_index: what jpeg/recode/crop.py takes, see jpeg/index.py; empty if the image has none.
     """
 
     image: memoryview | np.ndarray

@@ -116,7 +116,7 @@ def _decode_jpeg(data: bytes | memoryview, colours: str, scale: int, max_pixels:
     except ValueError as error:
         reason = str(error)
     # Imported here because numba takes 300 ms, and most runs never need it.
-    from imagelmdb.jpeg.tile import rewrite_jpeg
+    from imagelmdb.jpeg.recode.tile import rewrite_jpeg
 
     try:
         plain = rewrite_jpeg(bytes(data))

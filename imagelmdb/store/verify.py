@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from imagelmdb.errors import DAMAGE, BadImageError, StoreError, UserError, describe
-from imagelmdb.jpeg.crop import find_window
+from imagelmdb.jpeg.index import open_index
 from imagelmdb.jpeg.markers import JPEGError
 from imagelmdb.parallel import count_cores, make_bar, map_in_order
 from imagelmdb.store.encode import Encoding, encode_image
@@ -133,7 +133,9 @@ def _check_record(store: LMDBStore, labels: np.ndarray | None, max_pixels: int, 
         record = store[index]
         size = read_image(record, max_pixels=max_pixels).size
         if len(record.tile_index):
-            find_window(record.image, record.tile_index, (0, 0, *size))
+            grid = open_index(record.image, record.tile_index).grid
+            if (grid.width, grid.height) != size:
+                raise JPEGError(f"the tile index of an image of {grid.width} x {grid.height} px")
     except StoreError as error:
         return str(error)
     except (BadImageError, JPEGError) as error:

@@ -16,10 +16,9 @@ from zlib import crc32
 
 import numpy as np
 
-from imagelmdb.jpeg.entropy import Tokens, write_tokens
-from imagelmdb.jpeg.huffman import make_tables
 from imagelmdb.jpeg.index import make_grid
 from imagelmdb.jpeg.index_writer import make_index
+from imagelmdb.jpeg.locate import TILE_BYTES
 from imagelmdb.jpeg.markers import (
     APP0,
     APP14,
@@ -34,20 +33,10 @@ from imagelmdb.jpeg.markers import (
     JPEGError,
     parse,
 )
-from imagelmdb.jpeg.scans import borrow, read_tokens
+from imagelmdb.jpeg.recode.entropy import Tokens, write_tokens
+from imagelmdb.jpeg.recode.huffman import make_tables
+from imagelmdb.jpeg.recode.scans import borrow, read_tokens
 
-# How much of the original a tile has at least, in bytes. A tile's item in the index costs 5 to 6 bytes, so
-# narrow tiles make the store larger; wide tiles make the crops larger. Measured on photo-like images of 500 x
-# 375 px, 4:4:4 at quality 96, with RandomResizedCrop; "times as fast" is cutting out and decoding against
-# decoding the whole image:
-#
-#     a tile          bytes of a tile   store / originals   crop / original   times as fast
-#     24 px                       124               1.027             0.443            1.85
-#     64 px                       326               0.999             0.499            1.64
-#     the whole row              2609               0.984             0.716            1.25
-#
-# With 300 bytes the store is as large as the originals. With 200 bytes crops would be 1 to 2 % faster.
-TILE_BYTES = 300
 _MAX_SIDE = 65500 - 32  # px: libjpeg decodes 65500, and glue adds up to one MCU
 
 

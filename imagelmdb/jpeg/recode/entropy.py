@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagelmdb.jpeg.huffman import BLOCK_END, LOOKUP_BITS, find_code
 from imagelmdb.jpeg.jit import inline, jit
 from imagelmdb.jpeg.markers import RST0, JPEGError, Scan
+from imagelmdb.jpeg.recode.huffman import BLOCK_END, LOOKUP_BITS, find_code
 
 # Two ImageNet files have junk before the end marker, and all their blocks before it: libjpeg reports 2 bytes
 # behind the up to 7 that it had read ahead.

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from imagelmdb.jpeg.entropy import (
+from imagelmdb.jpeg.jit import jit
+from imagelmdb.jpeg.recode.entropy import (
     BAD_AC,
     BAD_CODE,
     BAD_DC,
@@ -35,8 +36,7 @@ from imagelmdb.jpeg.entropy import (
     take,
     take_symbol,
 )
-from imagelmdb.jpeg.huffman import BLOCK_END, LOOKUP_BITS, find_code
-from imagelmdb.jpeg.jit import jit
+from imagelmdb.jpeg.recode.huffman import BLOCK_END, LOOKUP_BITS, find_code
 
 _AC_LIMIT = 1023  # the largest value that 8-bit samples lead to
 

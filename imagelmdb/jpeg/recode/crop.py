@@ -23,11 +23,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
-from zlib import crc32
 
-from imagelmdb.jpeg.glue import Runs, join_runs
-from imagelmdb.jpeg.index import IN_PLACE, parse_index
+from imagelmdb.jpeg.index import IN_PLACE, open_index
 from imagelmdb.jpeg.markers import JPEGError
+from imagelmdb.jpeg.recode.glue import Runs, join_runs
 
 _SIZE = struct.Struct(">HH")
 _EOI = b"\xff\xd9"
@@ -61,16 +60,14 @@ def find_window(
     data: bytes | memoryview, index: bytes, box: tuple[int, int, int, int], *, scale: int = 1
 ) -> Window:
     """The first half of crop_jpeg. It does all the checks and raises JPEGError."""
-    data, found = memoryview(data), parse_index(index)
+    data, found = memoryview(data), open_index(data, index)
     grid = found.grid
     left, top, width, height = box
     if not (0 <= left < left + width <= grid.width and 0 <= top < top + height <= grid.height):
         raise JPEGError(f"box {box} is not inside an image of {grid.width} x {grid.height} px")
-    head = bytearray(data[: grid.header_length])
-    if len(data) != grid.length or crc32(head) != grid.header_crc:
-        raise JPEGError("a damaged header, or the tile index of another image")
     if not grid.row_tiles or found.kind == IN_PLACE:
         return Window(data, None, left, top)
+    head = bytearray(data[: grid.header_length])
     tile_width, tiles = grid.mcu_width * grid.tile_mcus, grid.row_tiles
     x0, x1 = _widen(left, width, grid.width, grid.margin_x * scale)
     y0, y1 = _widen(top, height, grid.height, grid.margin_y * scale)

@@ -6,11 +6,11 @@ import threading
 
 import numpy as np
 
-from imagelmdb.jpeg import coefficients, entropy
-from imagelmdb.jpeg.entropy import Tokens
-from imagelmdb.jpeg.huffman import AC, DC, PROGRESSIVE_AC, make_lookup
 from imagelmdb.jpeg.index import Grid
 from imagelmdb.jpeg.markers import Header, HuffmanTable, JPEGError, Scan
+from imagelmdb.jpeg.recode import coefficients, entropy
+from imagelmdb.jpeg.recode.entropy import Tokens
+from imagelmdb.jpeg.recode.huffman import AC, DC, PROGRESSIVE_AC, make_lookup
 
 MAX_BLOCKS = 1 << 22  # of an image with several scans: 512 MB of coefficients, 89 megapixels at 4:4:4
 _KEPT_SCRATCH = 1 << 24  # elements: a thread keeps arrays of up to this size for its next image
