@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
-        tree = options.folder
+        tree = options.folder and options.folder.resolve()
         if not tree:
             make_tree(Path(folder) / "sample", classes=10, train=options.images // 10, val=1)
             tree = Path(folder) / "sample" / "train"

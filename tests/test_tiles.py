@@ -20,6 +20,7 @@ from imagelmdb.decode.tiles.decoder import TilesDecoder
 from imagelmdb.decode.tiles.record import DAMAGED, DONE, PENDING, UNUSUAL
 from imagelmdb.errors import BadImageError, UserError
 from imagelmdb.jpeg.index import parse_index
+from imagelmdb.jpeg.locate import index_jpeg
 from imagelmdb.jpeg.recode.tile import tile_jpeg
 from imagelmdb.store.format import pack_record
 
@@ -218,8 +219,9 @@ def test_no_damage_reads_or_writes_outside_the_memory_that_was_given():
     rng = np.random.default_rng(SEED)
     originals = []
     for n, sampling in enumerate(["grey", *FACTORS]):
-        tiled = tile_jpeg(make_image(sampling, 150 + n, 100 + n, n, quality=92))
-        originals.append((tiled.data, tiled.index))
+        data = make_image(sampling, 150 + n, 100 + n, n, quality=92)
+        tiled = tile_jpeg(data)
+        originals += [(tiled.data, tiled.index), (data, index_jpeg(data).index)]
     memory = {name: Guarded(1 << 16) for name in ("image", "tiles")}
     scratch, out = Guarded(1 << 22), Guarded(40 * 40 * 3)
     found = np.zeros(5, int)
