@@ -164,3 +164,15 @@ def test_another_tools_database_cannot_be_compared_with_a_source(tmp_path):
         transaction.put(b"0", msgpack.packb([make_jpeg(9, 9), 0]))
     with pytest.raises(UserError, match="was written by another tool"):
         verify(tmp_path / "old.lmdb", source=open_source(paths["folder"]))
+
+
+def test_verify_finds_an_image_that_a_store_of_shards_lacks(tmp_path):
+    """Two files were skipped, and one more is in the source now."""
+    _, paths = write_sources(tmp_path)
+    for name in ("x", "y"):
+        (paths["folder"] / "a" / f"{name}.JPEG").write_bytes(b"no image")
+    store = convert(paths["folder"], tmp_path / "s", shards=2, skip_bad=True).path
+    assert verify(store, source=open_source(paths["folder"])) == []
+    (paths["folder"] / "b" / "z.JPEG").write_bytes(make_jpeg(20, 20))
+    (problem,) = verify(store, source=open_source(paths["folder"]))
+    assert "lacks 3 images of folder" in problem

@@ -1,6 +1,7 @@
 """Which headers tiling accepts, and which it refuses."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -165,3 +166,13 @@ def test_a_rare_kind_of_jpeg_is_recognised_by_its_frame_header(name):
     with pytest.raises(JPEGError, match=reason):
         check_common(data)
     check_common(make_jpeg(40, 30))
+
+
+def test_the_time_to_read_the_headers_grows_with_the_file_and_not_with_its_square():
+    """A scan header a hundred thousand times: each once looked at all of the bytes behind it."""
+    jpeg = make_jpeg(16, 16)
+    scan = jpeg.index(b"\xff\xda")
+    many = jpeg[:scan] + 100_000 * jpeg[scan : scan + 14] + jpeg[scan:]
+    started = time.process_time()
+    assert len(parse(many).scans) == 100_001
+    assert time.process_time() - started < 10

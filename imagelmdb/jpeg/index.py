@@ -4,8 +4,8 @@ An MCU (minimum coded unit) is one or more blocks of each component, for the sam
 or 16 x 16 px where chroma is subsampled by two. A tile is tile_mcus neighbouring MCUs of one row; the last
 tile of a row takes the rest. The tiles are numbered row by row.
 
-There are two kinds. IN_PLACE is the index of any file, as it is. SLICED is that of a file that tile.py has
-written: crop.py can cut such a file, and needs some codes for that.
+There are two kinds. IN_PLACE is the index of any file, as it is. SLICED is that of a file that
+recode/tile.py has written: recode/crop.py can cut such a file, and needs some codes for that.
 
 All numbers are little-endian. The head has 60 bytes:
 
@@ -65,10 +65,10 @@ An item therefore has 6 + 7 + 7 + 7 = 27 bits, and the 9 items have 243, which i
 are e1 07 7c 81 85 6c a2 d8, as one number 0xd8a26c85817c07e1. Shifted right by 7, its low 27 bits are
 48 << 20 | 23 << 13 | 96 << 6 | 15.
 
-The codes are for glue.py: 14 for the first component, then 14 for the others. Each is code << 8 | its length
-in bits, or 0 if the image has no such code. Codes 0 to 11 are the Huffman codes of DC differences of 0 to 11
-bits. Code 12 is EOB, which ends a block. Code 13 is the filler (only in the first 14): an AC code with its
-extra bits, an odd number in all. A reader can take 8 bytes from wherever an item begins, since more bytes
+The codes are for recode/glue.py: 14 for the first component, then 14 for the others. Each is code << 8 | its
+length in bits, or 0 if the image has no such code. Codes 0 to 11 are the Huffman codes of DC differences of 0
+to 11 bits. Code 12 is EOB, which ends a block. Code 13 is the filler (only in the first 14): an AC code with
+its extra bits, an odd number in all. A reader can take 8 bytes from wherever an item begins, since more bytes
 follow the items: an item has at most 57 bits, and begins at bit 0 to 7 of the first byte.
 
 parse_index checks the CRC-32 and the kind. open_index also checks that the JPEG has this length, and its

@@ -26,17 +26,17 @@ from imagelmdb.jpeg.jit import inline, jit
 from imagelmdb.jpeg.markers import Header, HuffmanTable, JPEGError, parse
 from imagelmdb.jpeg.memory import copy_to_ff, load_big_endian, load_u8, shift_left, shift_right, store_u8
 
-# How much of the original a tile has at least, in bytes. A tile's item in the index costs 5 to 6 bytes, so
-# narrow tiles make the store larger; wide tiles make the crops larger. Measured on photo-like images of 500 x
-# 375 px, 4:4:4 at quality 96, with RandomResizedCrop; "times as fast" is cutting out of a re-coded file and
-# decoding that, against decoding the whole image:
+# How much of the file a tile has at least, in bytes. A tile's item in the index costs 5 to 6 bytes, so narrow
+# tiles make the store larger; wide tiles leave more to decode beside a box. Measured with --recode and
+# libjpeg on photo-like images of 500 x 375 px, 4:4:4 at quality 96, with RandomResizedCrop; "times as fast"
+# is cutting a crop out and decoding it, against decoding the whole image:
 #
 #     a tile          bytes of a tile   store / originals   crop / original   times as fast
 #     24 px                       124               1.027             0.443            1.85
 #     64 px                       326               0.999             0.499            1.64
 #     the whole row              2609               0.984             0.716            1.25
 #
-# With 300 bytes the store is as large as the originals. With 200 bytes crops would be 1 to 2 % faster.
+# With 200 bytes crops would be 1 to 2 % faster.
 TILE_BYTES = 300
 _BITS = 11  # that are looked up at a time
 _MOST_DC = 2047

@@ -48,7 +48,7 @@ class Encoding:
         if self.encoding == "raw" and self.quality is not None:
             raise UserError("a raw store has no JPEG quality: leave --quality out, or use --encoding jpeg")
         if self.recode and (self.encoding == "raw" or not self.tile):
-            raise UserError("to recode means to write JPEGs with tiles: leave it out")
+            raise UserError("--recode writes JPEGs with tiles: it does not go with raw pixels or --no-tile")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UserError(f"quality {self.quality}: it must be between 1 and 100")
         if self.max_size is not None and self.max_size < 1:
@@ -123,7 +123,7 @@ def _encode_pixels(pixels: Image.Image, how: Encoding, quality: int = REENCODE_Q
     subsampling = "444" if quality > 90 else "420"
     try:
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", subsampling)
-        # Tables of its own make it some 5 % smaller, so it is written anew.
+        # Written anew with Huffman tables of its own, since libjpeg used the standard's.
         return _tile(data, REENCODED_TILE_BYTES) if how.tile else Encoded(data, b"", *pixels.size, "")
     except ValueError as error:  # from libjpeg, for images that are too large; or a JPEGError
         raise BadImageError(str(error)) from error

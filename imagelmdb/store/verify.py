@@ -16,7 +16,7 @@ from imagelmdb.errors import DAMAGE, BadImageError, StoreError, UserError, descr
 from imagelmdb.jpeg.index import open_index
 from imagelmdb.jpeg.markers import JPEGError
 from imagelmdb.parallel import count_cores, make_bar, map_in_order
-from imagelmdb.store.encode import Encoding, encode_image
+from imagelmdb.store.encode import Encoded, Encoding, encode_image
 from imagelmdb.store.images import MAX_PIXELS, read_image
 from imagelmdb.store.lmdbfile import datafile
 from imagelmdb.store.reader import LMDBStore, find_files
@@ -62,8 +62,9 @@ def verify(
     check = partial(_check_record, store, _read_labels(store), max_pixels)
     if source is not None:
         numbers = {source.name(number): number for number in range(len(source))}
+        encode = partial(encode_image, how=find_encoding(store), max_pixels=max_pixels)
         problems += _compare_lists(store, source, numbers)
-        check = partial(_compare_record, store, find_encoding(store), source, numbers, check)
+        check = partial(_compare_record, store, encode, source, numbers, check)
     with make_bar(len(indices), show=progress) as bar:
         for found in map_in_order(check, indices.tolist(), workers):
             bar.update()
@@ -85,7 +86,7 @@ def _compare_lists(store: LMDBStore, source: Source, numbers: dict[str, int]) ->
     problems = []
     if list(store.classes) != list(source.classes):
         problems.append(f"{store.path} has other classes than {source.description}")
-    skipped = sum(file.describe().get("skipped", 0) for file in store.files)
+    skipped = store.files[0].describe().get("skipped", 0)  # of all shards together
     stored = {store.name(index) for index in range(len(store))}
     lost = [name for name in numbers if name not in stored]
     if len(lost) > skipped:
@@ -95,7 +96,7 @@ def _compare_lists(store: LMDBStore, source: Source, numbers: dict[str, int]) ->
 
 def _compare_record(
     store: LMDBStore,
-    how: Encoding,
+    encode: Callable[..., Encoded],
     source: Source,
     numbers: dict[str, int],
     check: Callable[[int], str],
@@ -109,7 +110,7 @@ def _compare_record(
         return f"{store.where(index)}: {name} is not in {source.description}"
     try:
         sample = source.read(numbers[name])
-        encoded = encode_image(sample.image, how)
+        encoded = encode(sample.image)
     except (OSError, BadImageError, *DAMAGE) as error:
         return f"{store.where(index)}: {name} cannot be read from {source.description} ({describe(error)})"
     same = memoryview(np.ascontiguousarray(record.image)).cast("B") == memoryview(encoded.image)

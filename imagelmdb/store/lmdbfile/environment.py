@@ -78,12 +78,12 @@ class Environment:
         return next(self.views([(offset, size)]))
 
     def views(self, extents: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
-        """As `view`, for many (offset, size): 0.4 us for each."""
-        self._read_stat()
+        """As `view`, for many (offset, size): 1 us for each."""
         data = memoryview(self._map)
         for offset, size in extents:
             if not 0 <= offset <= offset + size <= len(data):
                 raise StoreError(f"{self.path} has no {size} bytes at {offset}")
+            self._read_stat()  # for each: the file may be cut off at any moment
             yield data[offset : offset + size]
 
     def find_addresses(self, extents: np.ndarray) -> np.ndarray:
